@@ -1,0 +1,208 @@
+"""The vocabulary, on one page. Nothing else crosses the border between harness, tasks and model adapters.
+
+The way of a question:
+
+    annotation row --task.load--> Sample --task.prompt--> Question
+        --plan--> ImageQuestions            all questions of one image, of all tasks of the run
+        --adapter.generate--> Generation    text, tokens, stop reason, the prompt really sent
+        --store--> Answer                   one line on disk; a failure is a typed value, never a text
+        --task.grade--> Verdict             what the official parser read and the credit it gives
+        --task.count, task.metrics--> Metric   from sums over images, so that every metric has an interval
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+# =============================================================================
+# Errors: what was expected, what was found, where, and what to do next
+# =============================================================================
+
+
+class EvalError(Exception):
+    """An error that the user can act on. Its text is the whole message; no traceback is shown."""
+
+
+class UsageError(EvalError):
+    """The command or its options are wrong (exit code 2)."""
+
+
+class DataError(EvalError):
+    """An annotation, question, answer or image file is not what it should be."""
+
+
+class StoreError(EvalError):
+    """A run on disk is damaged, locked, or belongs to another configuration."""
+
+
+class ModelError(EvalError):
+    """A checkpoint is missing, incomplete or of another kind than its configuration says."""
+
+
+class OutOfMemory(Exception):
+    """Raised by an adapter whose device ran out of memory: the run halves the batch and tries again."""
+
+
+# =============================================================================
+# What is asked
+# =============================================================================
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """A picture that is not opened yet.
+
+    `key` is its identity: questions with equal keys share one encoding. `where` names it in messages (a file,
+    or a row of a data set). `read` returns the encoded file; it raises `DataError` where that is impossible.
+    """
+
+    key: str
+    where: str
+    read: Callable[[], bytes] = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One question of a benchmark with its gold label.
+
+    `id` is unique in its task. `external_id` is the `question_id` of LLaVA's question and answer files; it may
+    repeat (MME, TextVQA, where the prompt tells the questions apart) and defaults to `id`. `target` is None where the
+    labels are not public. `groups` are the names under which the question is also reported (`"popular"`,
+    `"structural: query"`), besides `"all"`. `fields` holds what only the task itself reads.
+    """
+
+    id: str
+    image: ImageRef | None
+    question: str
+    target: str | tuple[str, ...] | None
+    choices: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    external_id: str = ""
+
+    @property
+    def answer_key(self) -> str:
+        """The `question_id` under which answer files know this sample."""
+        return self.external_id or self.id
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One text to put to the model about one image: the benchmark's text, before any conversation template.
+
+    With `continuations` the model is not asked to generate: it scores each of them as its answer.
+    """
+
+    text: str
+    max_new_tokens: int
+    continuations: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ImageQuestions:
+    """All questions about one image; `image` is what the adapter's `prepare` returned, None for text alone."""
+
+    image: Any
+    questions: tuple[Question, ...]
+
+
+# =============================================================================
+# What is answered
+# =============================================================================
+
+StopReason = Literal["eos", "length", "likelihood", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """How a model scores one continuation: the sum of its tokens' natural log-probabilities, and their number."""
+
+    logprob: float
+    n_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What a model returns for one question.
+
+    `prompt` is the conversation as it was really sent, `<image>` standing for the image embeddings. `text` has
+    special tokens removed and its ends stripped, as LLaVA's scripts do. `likelihoods` has one entry for each
+    continuation of the question; it is empty for generated answers.
+    """
+
+    text: str
+    prompt: str
+    n_tokens: int
+    stop: StopReason
+    likelihoods: tuple[Likelihood, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a question has no answer: `data_error` (the image), or `model_error` (the adapter raised)."""
+
+    kind: Literal["data_error", "model_error"]
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One line of `answers.jsonl`: a generation or a failure, under its sample's id."""
+
+    id: str
+    generation: Generation | None
+    failure: Failure | None = None
+
+
+# =============================================================================
+# What it is worth
+# =============================================================================
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One graded answer.
+
+    `parsed` is what the official parser read (None: nothing). `credit`, 0 to 1, is what the official scorer
+    gives. `valid` is False where the text is no recognisable answer, whatever the official parser makes of it: that is
+    the count of unparsed answers in every table.
+    """
+
+    parsed: str | None
+    credit: float
+    valid: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Graded:
+    """A sample with its answer's verdict; `verdict` is None where the answer is missing or failed: it counts as wrong."""
+
+    sample: Sample
+    verdict: Verdict | None
+    state: Literal["ok", "missing", "error"] = "ok"
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One number of a task, or an array of them, one for each bootstrap replicate.
+
+    `value` is on the published scale (percent, MME points); NaN where it is undefined. `over` names the group of
+    samples behind it, whose n stands in the table: by default `category`, else `split`, else all. `upper` is the
+    largest possible value; None where the metric is unbounded.
+    """
+
+    name: str
+    value: Any
+    category: str = "all"
+    split: str = ""
+    over: str = ""
+    headline: bool = False
+    upper: float | None = 100.0
+
+    @property
+    def group(self) -> str:
+        """The group of samples whose counts belong to this metric."""
+        return self.over or (self.category if self.category != "all" else self.split or "all")
