@@ -70,7 +70,7 @@ class Sample:
     `id` is unique in its task. `external_id` is the `question_id` of LLaVA's question and answer files; it may
     repeat (MME, TextVQA, where the prompt tells the questions apart) and defaults to `id`. `target` is None where the
     labels are not public. `groups` are the names under which the question is also reported (`"popular"`,
-    `"structural: query"`), besides `"all"`. `fields` holds what only the task itself reads.
+    `"structural/query"`), besides `"all"`. `fields` holds what only the task itself reads. `where` names file and row.
     """
 
     id: str
@@ -81,6 +81,7 @@ class Sample:
     groups: tuple[str, ...] = ()
     fields: Mapping[str, Any] = field(default_factory=dict)
     external_id: str = ""
+    where: str = ""
 
     @property
     def answer_key(self) -> str:

@@ -1,0 +1,121 @@
+"""What a benchmark is: a declaration, and a few functions from annotation row to metric.
+
+A new benchmark is one file with one subclass of `Task` and one line in `registry.py`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vlmamba_eval.types import DataError, Generation, Graded, Metric, Sample, Verdict
+
+if TYPE_CHECKING:
+    from vlmamba_eval.data import Folder, Hub
+    from vlmamba_eval.stats import Sums
+
+SHORT_ANSWER = "Answer the question using a single word or phrase."
+LETTER_ANSWER = "Answer with the option's letter from the given choices directly."
+LETTERS = "ABCDEFGH"
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """A benchmark's declaration. `version` rises whenever its prompt, parsing or scoring changes."""
+
+    name: str  # on the command line
+    title: str  # in tables
+    measures: str  # one line for `list tasks`
+    split: str
+    questions: int  # expected number of samples; other numbers are refused
+    images: int | None  # expected number of distinct images; None: not published
+    headline: str  # the metric that stands in the leaderboard
+    max_new_tokens: int  # the protocol's limit
+    paper: str
+    scorer: str  # the official scorer, as a permalink at a commit
+    version: int = 1
+    folders: tuple[str, ...] = ()  # sub-folders of the data folder where the release, or LLaVA's layout, keeps it
+    hub: str = ""  # data set on the hub, "" where it holds no equal list
+    scored: Literal["here", "server", "judge"] = "here"  # where the labels are
+    sources: tuple[str, ...] = ()  # where the files come from, in words, for `prepare`
+
+
+class Task(ABC):
+    """One benchmark list with its protocol. Instances hold no state besides their declaration."""
+
+    info: TaskInfo
+
+    @abstractmethod
+    def load(self, data: Folder) -> list[Sample]:
+        """Read the samples from the official release layout or LLaVA's evaluation folder.
+
+        Targets are None where only LLaVA's question file is there. Raises `DataError`.
+        """
+
+    def load_hub(self, hub: Hub) -> list[Sample]:
+        """Read the samples from the hub's copy of the same list."""
+        raise DataError(
+            f"{self.info.name}: the hub holds no copy of this list. "
+            "Give the folder with the official files: --data DIR (vlmamba-eval prepare says which)."
+        )
+
+    @abstractmethod
+    def prompt(self, sample: Sample) -> str:
+        """The benchmark's text, byte for byte as LLaVA-1.5 sends it, before any conversation template."""
+
+    @abstractmethod
+    def grade(self, sample: Sample, text: str) -> Verdict:
+        """Read one answer as the official parser does and give the official credit. Called only where a target is."""
+
+    def count(self, graded: Sequence[Graded]) -> Iterator[tuple[str, float]]:
+        """Yield (column, amount) of one image's questions: whatever `metrics` needs, added up over images.
+
+        The harness itself counts the questions of each group (`sums.n(group)`). The default yields each question's
+        credit in each of its groups (`sums.credit(group)`); missing and failed answers are worth nothing.
+        """
+        for item in graded:
+            if item.verdict is not None and item.verdict.credit:
+                for group in ("all", *item.sample.groups):
+                    yield f"credit|{group}", item.verdict.credit
+
+    @abstractmethod
+    def metrics(self, sums: Sums) -> Iterator[Metric]:
+        """Every metric from the sums over images. Plain arithmetic: a column is an array over bootstrap replicates."""
+
+    def stratum(self, sample: Sample) -> str:
+        """The stratum within which the bootstrap draws images; one for the whole benchmark by default.
+
+        For benchmarks whose composition is fixed by design (MME's categories).
+        """
+        return ""
+
+    def continuations(self, sample: Sample) -> tuple[str, ...]:
+        """The answers that likelihood scoring ranks; empty where the benchmark knows none."""
+        return ()
+
+    def choose(self, sample: Sample, generation: Generation) -> str:
+        """The answer text that a ranking of `continuations` stands for: by default the best continuation itself."""
+        return generation.text
+
+    def join_key(self, prompt: str) -> str:
+        """What identifies a question among those of equal `question_id`, from the prompt that an answer file saved."""
+        return prompt.removeprefix("<image>\n").strip()
+
+    def submit(self, samples: Sequence[Sample], answers: Mapping[str, str], folder: Path) -> list[Path]:
+        """Write the file that the benchmark's server wants and read it back; the paths written. Raises `DataError`."""
+        raise DataError(f"{self.info.name} has no submission file: it is scored locally.")
+
+
+def accuracy_metrics(sums: Sums, headline: str = "accuracy", **fixed: Any) -> Iterator[Metric]:
+    """Mean credit in percent over all questions (the headline) and over each group."""
+    for group in ("all", *sums.groups):
+        value = 100 * sums.ratio(sums.credit(group), sums.n(group))
+        yield Metric(headline, value, category=group, headline=group == "all", **fixed)
+
+
+def lettered(choices: Sequence[str]) -> str:
+    """The choices as LLaVA writes them: `A. first`, `B. second`, one a line."""
+    return "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))

@@ -1,0 +1,418 @@
+"""Where samples come from: a local folder, the bundled samples, or the hub.
+
+Everything read here is untrusted. A wrong file is a `DataError` that names file and line; an image is opened lazily,
+by an allow-list of decoders, and never outside its folder.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import csv
+import hashlib
+import io
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from vlmamba_eval.types import DataError, ImageRef
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+MAX_PIXELS = 64_000_000  # far above any benchmark image, far below what would exhaust memory
+MAX_IMAGE_BYTES = 64 * 2**20
+
+
+# =============================================================================
+# Rows
+# =============================================================================
+
+
+class Row:
+    """One annotation row with checked access: a missing or ill-typed field is an error that names file and row."""
+
+    __slots__ = ("values", "where")
+
+    def __init__(self, values: Any, where: str) -> None:
+        if not isinstance(values, Mapping):
+            raise DataError(f"{where}: expected an object with named fields, found {_shorten(values)}.")
+        self.values = values
+        self.where = where
+
+    def __contains__(self, name: str) -> bool:
+        return self.values.get(name) is not None
+
+    def fail(self, message: str) -> NoReturn:
+        """Raise a `DataError` about this row."""
+        raise DataError(f"{self.where}: {message}")
+
+    def get(self, name: str) -> Any:
+        """The field as it is. Raises `DataError` where it is absent."""
+        try:
+            return self.values[name]
+        except KeyError:
+            self.fail(f"field {name!r} is missing; the row has {', '.join(map(repr, self.values)) or 'no fields'}.")
+
+    def text(self, name: str, default: str | None = None) -> str:
+        """A string field; `default`, where given, stands for an absent or null one."""
+        value = self.values.get(name) if default is not None else self.get(name)
+        if value is None and default is not None:
+            return default
+        if not isinstance(value, str):
+            self.fail(f"field {name!r} should be text, found {_shorten(value)}.")
+        return value
+
+    def integer(self, name: str) -> int:
+        """An integer field (not a truth value)."""
+        value = self.get(name)
+        if not isinstance(value, int) or isinstance(value, bool):
+            self.fail(f"field {name!r} should be a whole number, found {_shorten(value)}.")
+        return value
+
+    def identifier(self, name: str) -> str:
+        """An id: a whole number or a non-empty text, as text."""
+        value = self.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
+            self.fail(f"field {name!r} should be an id (a number or text), found {_shorten(value)}.")
+        return str(value)
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """A list of strings."""
+        value = self.get(name)
+        if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(v, str) for v in value):
+            self.fail(f"field {name!r} should be a list of texts, found {_shorten(value)}.")
+        return tuple(value)
+
+    def one_of(self, name: str, allowed: Sequence[str]) -> str:
+        """A string field with one of a few values."""
+        value = self.text(name)
+        if value not in allowed:
+            self.fail(f"field {name!r} should be one of {', '.join(map(repr, allowed))}, found {value!r}.")
+        return value
+
+    def row(self, name: str) -> Row:
+        """A nested object."""
+        return Row(self.get(name), f"{self.where}, field {name!r}")
+
+    def rows(self, name: str) -> list[Row]:
+        """A list of nested objects."""
+        value = self.get(name)
+        if not isinstance(value, list):
+            self.fail(f"field {name!r} should be a list, found {_shorten(value)}.")
+        return [Row(item, f"{self.where}, {name}[{i}]") for i, item in enumerate(value)]
+
+    def image(self, name: str, key: str = "") -> ImageRef:
+        """An image held by the row itself: base64 text (TSV files), or bytes (hub data sets).
+
+        Without a `key` the picture's identity is the sha256 of its content.
+        """
+        value = self.get(name)
+        if isinstance(value, ImageRef):
+            return ImageRef(key, value.where, value.read) if key else value
+        if not isinstance(value, str):
+            self.fail(f"field {name!r} should hold an image, found {_shorten(value)}.")
+        where = f"{self.where}, field {name!r}"
+        return ImageRef(key or hashlib.sha256(value.encode()).hexdigest(), where, lambda: _from_base64(value, where))
+
+
+def _from_base64(text: str, where: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise DataError(f"{where}: expected a base64-encoded image, found {_shorten(text)} ({error}).") from None
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+# =============================================================================
+# A folder
+# =============================================================================
+
+
+class Folder:
+    """A data folder as one benchmark sees it: files are looked for in the benchmark's sub-folders, then in the root."""
+
+    def __init__(self, root: Path, folders: Sequence[str] = (), *, samples: bool = False) -> None:
+        self.root = root
+        self.samples = samples
+        self._roots = [root / name for name in folders if (root / name).is_dir()] + [root]
+
+    def find(self, *candidates: str, what: str) -> Path:
+        """The first of the candidate paths that exists. `what` says in words what is looked for, for the error."""
+        found = self.find_optional(*candidates)
+        if found is None:
+            looked = "\n  ".join(str(self._roots[0] / name) for name in candidates)
+            raise DataError(
+                f"{what} not found. Looked for:\n  {looked}\n"
+                f"(and the same under {self.root}). Put it there, or give another folder with --data; "
+                "`vlmamba-eval prepare` lists every file that a benchmark needs and where it comes from."
+            )
+        return found
+
+    def find_optional(self, *candidates: str) -> Path | None:
+        """The first of the candidate paths that exists, or None."""
+        for root in self._roots:
+            for name in candidates:
+                if (root / name).exists():
+                    return root / name
+        return None
+
+    # -- files ---------------------------------------------------------------------------------------------------------
+
+    def json(self, path: Path) -> Any:
+        """A whole JSON file. Raises `DataError` with line and column where it is damaged."""
+        text = read_text(path)
+        try:
+            return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno}). "
+                "The file may be cut off: fetch it again and compare its size."
+            ) from None
+        except (_BadJSON, RecursionError) as error:
+            raise DataError(f"{path}: not valid JSON ({error}).") from None
+
+    def jsonl(self, path: Path) -> Iterator[Row]:
+        """The rows of a JSON-lines file, blank lines left out."""
+        return read_jsonl(path)
+
+    def rows(self, path: Path, field: str = "") -> list[Row]:
+        """The rows of a JSON file that is a list, or holds one under `field`."""
+        value = self.json(path)
+        if field:
+            value = Row(value, str(path)).get(field)
+        if not isinstance(value, list):
+            raise DataError(f"{path}: expected a list{f' under {field!r}' if field else ''}, found {_shorten(value)}.")
+        return [Row(item, f"{path}: {field or 'item'}[{i}]") for i, item in enumerate(value)]
+
+    def table(self, path: Path) -> dict[str, Row]:
+        """The rows of a JSON file that is an object from id to row, in file order."""
+        value = self.json(path)
+        if not isinstance(value, dict):
+            raise DataError(f"{path}: expected an object from id to row, found {_shorten(value)}.")
+        return {key: Row(item, f"{path}: entry {key!r}") for key, item in value.items()}
+
+    def tsv(self, path: Path, columns: Sequence[str]) -> Iterator[Row]:
+        """The rows of a tab-separated file with a header, every cell as text: "None", "NA" and "nan" stay what they are.
+
+        `columns` are those that must be there. An absent cell is the empty string.
+        """
+        csv.field_size_limit(2**27)  # base64 images
+        reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter="\t", strict=True)
+        try:
+            header = next(reader, [])
+            missing = [name for name in columns if name not in header]
+            if missing:
+                raise DataError(
+                    f"{path}:1: columns {', '.join(missing)} are missing; the header has {', '.join(header) or 'nothing'}. "
+                    "Is this the official tab-separated file?"
+                )
+            for cells in reader:
+                where = f"{path}:{reader.line_num}"
+                if not cells:
+                    continue
+                if len(cells) != len(header):
+                    raise DataError(f"{where}: expected {len(header)} cells, found {len(cells)}.")
+                yield Row(dict(zip(header, cells, strict=True)), where)
+        except csv.Error as error:
+            raise DataError(f"{path}:{reader.line_num}: not a valid tab-separated row ({error}).") from None
+
+    # -- images --------------------------------------------------------------------------------------------------------
+
+    def image(self, folder: Path, name: str, where: str = "") -> ImageRef:
+        """A picture below `folder`, opened when it is read. `where` names the row that asks for it.
+
+        Raises `DataError` at once for a name that leaves the folder, and on reading for a missing file.
+        """
+        relative = PurePosixPath(name)
+        prefix = f"{where}: " if where else ""
+        if relative.is_absolute() or ".." in relative.parts or "\0" in name or "\\" in name or ":" in name or not name:
+            raise DataError(
+                f"{prefix}image name {name!r} leaves the image folder {folder}; expected a plain relative file name."
+            )
+        path = folder / relative
+
+        def read() -> bytes:
+            return _read_image_file(path, folder, prefix)
+
+        return ImageRef(key=str(path), where=f"{where} ({path})" if where else str(path), read=read)
+
+
+def _read_image_file(path: Path, folder: Path, prefix: str) -> bytes:
+    try:
+        resolved = path.resolve(strict=True)
+        if not resolved.is_relative_to(_resolved(folder)):
+            raise DataError(f"{prefix}{path} is a link that leaves the image folder {folder}; it is not followed.")
+        if resolved.stat().st_size > MAX_IMAGE_BYTES:
+            raise DataError(f"{prefix}{path}: larger than {MAX_IMAGE_BYTES >> 20} MiB; no benchmark image is.")
+        return resolved.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{prefix}image {path} is missing. Unpack the benchmark's images there.") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+        raise DataError(f"{prefix}image {path} cannot be read ({error}).") from None
+
+
+@lru_cache(maxsize=64)
+def _resolved(folder: Path) -> Path:
+    return folder.resolve()
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file, with or without a byte order mark. Raises `DataError` naming the first bad line."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror or error}).") from None
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}:{line}: not UTF-8 (byte {error.start}: {raw[error.start]:#04x}). Save the file as UTF-8."
+        ) from None
+
+
+def read_jsonl(path: Path) -> Iterator[Row]:
+    """The rows of a JSON-lines file, blank lines left out. Raises `DataError` naming file and line."""
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            where = f"{path}:{number}"
+            try:
+                value = json.loads(line, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+            except json.JSONDecodeError as error:
+                raise DataError(
+                    f"{where}: not a valid JSON line ({error.msg}, column {error.colno}): {_shorten(line)}. "
+                    "The file may be cut off or hold something else."
+                ) from None
+            except (_BadJSON, RecursionError) as error:
+                raise DataError(f"{where}: not a valid JSON line ({error}).") from None
+            yield Row(value, where)
+
+
+class _BadJSON(ValueError):
+    pass
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise _BadJSON(f"{name} is no JSON number")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise _BadJSON(f"key {twice!r} occurs twice in one object")
+    return result
+
+
+# =============================================================================
+# The hub
+# =============================================================================
+
+
+class Hub:
+    """Data sets on the hub, through `datasets`: no login, images left encoded until they are read.
+
+    `revisions` maps each data set that was read to the commit that its name resolved to, for the manifest.
+    """
+
+    samples = False
+
+    def __init__(self, revision: str | None = None) -> None:
+        self.revision = revision
+        self.revisions: dict[str, str] = {}
+
+    def rows(self, dataset: str, split: str, *, config: str | None = None, image: str | None = None) -> Iterator[Row]:
+        """The rows of one split. Column `image`, where named, becomes an `ImageRef` (None where the row has none).
+
+        Raises `DataError` where the data set can't be had.
+        """
+        import datasets
+
+        commit = self._resolve(dataset)
+        try:
+            loaded = datasets.load_dataset(dataset, config, split=split, revision=commit, token=False)
+        except Exception as error:  # noqa: BLE001 - datasets raises many types; each means: not to be had
+            raise DataError(
+                f"{dataset} ({config or 'default'}, {split}) cannot be loaded from the hub: {error}\n"
+                "Check the network, or put the official files into a folder and give it with --data DIR."
+            ) from None
+        if image is not None:
+            if image not in loaded.column_names:
+                raise DataError(f"{dataset}: column {image!r} is missing; it has {', '.join(loaded.column_names)}.")
+            pictures = loaded.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+            loaded = loaded.remove_columns([image])
+        for i, values in enumerate(loaded):
+            where = f"{dataset} ({split}) row {i}"
+            row = dict(values)
+            if image is not None:
+                row[image] = ImageRef(f"{dataset}/{config}/{split}/{i}", where, _hub_reader(pictures, i, image, where))
+            yield Row(row, where)
+
+    def _resolve(self, dataset: str) -> str | None:
+        if dataset not in self.revisions:
+            if Path(dataset).is_dir():
+                return None
+            import huggingface_hub
+
+            try:
+                info = huggingface_hub.HfApi().dataset_info(dataset, revision=self.revision, token=False)
+            except Exception as error:  # noqa: BLE001 - network and hub errors of many types
+                raise DataError(
+                    f"{dataset} cannot be found on the hub: {error}\n"
+                    "Check the network, or put the official files into a folder and give it with --data DIR."
+                ) from None
+            self.revisions[dataset] = info.sha or ""
+        return self.revisions[dataset] or None
+
+
+def _hub_reader(pictures: Any, index: int, column: str, where: str) -> Callable[[], bytes]:
+    def read() -> bytes:
+        value = pictures[index][column]
+        if value is None or value.get("bytes") is None:
+            raise DataError(f"{where}: column {column!r} holds no image.")
+        return value["bytes"]
+
+    return read
+
+
+# =============================================================================
+# Images
+# =============================================================================
+
+
+def open_image(ref: ImageRef) -> Image.Image:
+    """Read and decode a picture to RGB.
+
+    Only JPEG, PNG, WEBP, BMP and GIF (its first frame); a truncated file is an error, never a half-grey picture; the
+    decompression-bomb limit stands. Raises `DataError`.
+    """
+    from PIL import Image
+
+    raw = ref.read()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(raw), formats=IMAGE_FORMATS) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise DataError(f"{ref.where}: {width} x {height} pixels; at most {MAX_PIXELS:,} are decoded.")
+                return image.convert("RGB")
+    except DataError:
+        raise
+    except Image.UnidentifiedImageError:
+        raise DataError(
+            f"{ref.where}: not an image of a known format ({', '.join(IMAGE_FORMATS)}); "
+            f"it begins with {raw[:16]!r} ({len(raw)} bytes). Fetch it again."
+        ) from None
+    except Exception as error:  # noqa: BLE001 - decoders raise many types on damaged files
+        raise DataError(f"{ref.where}: damaged image ({type(error).__name__}: {error}). Fetch it again.") from None
