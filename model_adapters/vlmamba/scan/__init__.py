@@ -1,0 +1,250 @@
+"""Mamba-1's selective scan and causal convolution, both continued from a state.
+
+    h_t = exp(dt_t A) h_(t-1) + dt_t B_t x_t        dt = softplus(raw dt + dt_bias)
+    y_t = (C_t h_t + D x_t) * silu(z_t)
+
+(Mamba, arXiv 2312.00752, Algorithm 2; state-spaces/mamba@e9594ce:mamba_ssm/ops/selective_scan_interface.py:165.)
+
+Glossary:
+
+    b   rows (sequences)
+    l   tokens of the longest row; the rows are padded on the right, `lengths` says how many tokens of each are valid
+    d   channels (d_inner; `D` in the paper)
+    n   state size (d_state; `N` in the paper)
+    k   width of the convolution (d_conv)
+    s   saved states to start from
+
+A state is [s, n, d], channels last, float32 whatever the inputs are. `rows` names the saved state that each row
+starts from: many rows may name one state, so that a fork costs nothing, and -1 is the zero state. Without `rows` the
+states belong to the rows in order, or, where there is only one, all rows start from it. States and tails are never
+changed; the new ones are returned.
+
+Padding is exact: a token at or beyond its row's length changes neither state nor tail by a bit, whatever it holds, and
+its output is 0. A row of length 0 carries its state.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from vlmamba_eval.types import UsageError
+
+BACKENDS = {
+    "reference": "the definition in plain PyTorch, in float64 where the inputs are",
+    "cpu": "eager PyTorch in place, tuned for CPUs; runs on every device",
+}
+
+__all__ = [
+    "BACKENDS",
+    "causal_conv",
+    "causal_conv_step",
+    "choose_backend",
+    "selective_scan",
+    "selective_step",
+]
+
+
+def choose_backend(device: torch.device | str, requires_grad: bool = False) -> str:
+    """The name of the backend that `backend="auto"` takes."""
+    return "reference" if requires_grad else "cpu"
+
+
+def selective_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor | None = None,
+    *,
+    dt_bias: Tensor | None = None,
+    state: Tensor | None = None,
+    rows: Tensor | None = None,
+    lengths: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Run the selective scan over `l` tokens of `b` rows.
+
+    Args:
+        x: [b, l, d], after convolution and SiLU.
+        dt: [b, l, d], the raw step, before bias and softplus.
+        A: [n, d], negative, float32: the transpose of -exp(A_log).
+        B, C: [b, l, n].
+        D: [d], the skip.
+        z: [b, l, d], the gate before SiLU, or None.
+        dt_bias: [d], or None.
+        state: [s, n, d] float32, or None: the zero state.
+        rows: int64 [b], the saved state that each row starts from, -1 for the zero state; see the module.
+        lengths: int64 [b], valid tokens of each row, or None: all.
+
+    Returns:
+        y [b, l, d] in x's dtype, and the new states [b, n, d] in float32 (float64 where x is).
+    """
+    _check_scan(x, dt, A, B, C, D, z, dt_bias, state, rows, lengths)
+    module = _backend(backend, x, dt, A, B, C, D, z, dt_bias, state)
+    return module.selective_scan(x, dt, A, B, C, D, z, dt_bias=dt_bias, state=state, rows=rows, lengths=lengths)
+
+
+def selective_step(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor | None = None,
+    *,
+    dt_bias: Tensor | None = None,
+    state: Tensor | None = None,
+    rows: Tensor | None = None,
+    lengths: Tensor | None = None,
+    out: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """`selective_scan` of a decoding step: l is 1, no gradients, and the new states may have a given home.
+
+    `out` [b, n, d], where given, receives the new states and is returned. Without `rows` it may be `state` itself,
+    which is then updated in place: the static buffers that a CUDA graph replays over. Rows that have finished may
+    stay: with length 0 their state rests.
+    """
+    _check_scan(x, dt, A, B, C, D, z, dt_bias, state, rows, lengths)
+    _check_step(x, (x.shape[0], A.shape[0], x.shape[2]), state, rows, out)
+    module = _backend(backend, x)
+    with torch.no_grad():
+        return module.selective_scan(
+            x, dt, A, B, C, D, z, dt_bias=dt_bias, state=state, rows=rows, lengths=lengths, out=out
+        )
+
+
+def causal_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    tail: Tensor | None = None,
+    rows: Tensor | None = None,
+    lengths: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """The depthwise causal convolution of width k, then SiLU, over `l` tokens of `b` rows.
+
+    Args:
+        x: [b, l, d].
+        weight: [d, k]; the last column meets the newest token.
+        bias: [d], or None.
+        tail: [s, k-1, d], the inputs before the first token, oldest first; None: zeros.
+        rows, lengths: as in `selective_scan`.
+
+    Returns:
+        silu(conv(x)) [b, l, d] and the new tails [b, k-1, d], both in x's dtype: a tail holds inputs, so that nothing
+        is lost. A row shorter than k-1 tokens keeps the newer part of its old tail.
+    """
+    _check_conv(x, weight, bias, tail, rows, lengths)
+    module = _backend(backend, x, weight, bias, tail)
+    return module.causal_conv(x, weight, bias, tail=tail, rows=rows, lengths=lengths)
+
+
+def causal_conv_step(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    tail: Tensor | None = None,
+    rows: Tensor | None = None,
+    lengths: Tensor | None = None,
+    out: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """`causal_conv` of a decoding step: l is 1, no gradients; `out` [b, k-1, d] as in `selective_step`."""
+    _check_conv(x, weight, bias, tail, rows, lengths)
+    _check_step(x, (x.shape[0], weight.shape[1] - 1, x.shape[2]), tail, rows, out)
+    module = _backend(backend, x)
+    with torch.no_grad():
+        return module.causal_conv(x, weight, bias, tail=tail, rows=rows, lengths=lengths, out=out)
+
+
+def _backend(name: str, *inputs: Tensor | None) -> ModuleType:
+    if name == "auto":
+        grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+        device = inputs[0].device if inputs[0] is not None else "cpu"
+        name = choose_backend(device, grad)
+    if name not in BACKENDS:
+        raise UsageError(f"unknown scan backend {name!r}: there are {', '.join(BACKENDS)}, and auto")
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def _check(name: str, tensor: Tensor | None, *shape: int | None) -> None:
+    if tensor is not None and not (
+        tensor.ndim == len(shape) and all(want in (None, have) for want, have in zip(shape, tensor.shape, strict=True))
+    ):
+        want = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name} must have the shape [{want}], not {list(tensor.shape)}")
+
+
+def _check_start(name: str, state: Tensor | None, b: int, inner: int, d: int, rows: Tensor | None) -> None:
+    _check(name, state, None, inner, d)
+    _check("rows", rows, b)
+    if rows is not None and state is None:
+        raise ValueError(f"rows names saved states, but there is no {name}")
+    if state is not None and rows is None and state.shape[0] not in (1, b):
+        raise ValueError(f"{name} holds {state.shape[0]} states for {b} rows: `rows` must say which row takes which")
+
+
+def _check_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    state: Tensor | None,
+    rows: Tensor | None,
+    lengths: Tensor | None,
+) -> None:
+    _check("x", x, None, None, None)
+    _check("A", A, None, x.shape[2])
+    (b, length, d), n = x.shape, A.shape[0]
+    _check("dt", dt, b, length, d)
+    _check("B", B, b, length, n)
+    _check("C", C, b, length, n)
+    _check("D", D, d)
+    _check("z", z, b, length, d)
+    _check("dt_bias", dt_bias, d)
+    _check("lengths", lengths, b)
+    _check_start("state", state, b, n, d, rows)
+
+
+def _check_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    tail: Tensor | None,
+    rows: Tensor | None,
+    lengths: Tensor | None,
+) -> None:
+    _check("x", x, None, None, None)
+    b, _, d = x.shape
+    _check("weight", weight, d, None)
+    _check("bias", bias, d)
+    _check("lengths", lengths, b)
+    _check_start("tail", tail, b, weight.shape[1] - 1, d, rows)
+
+
+def _check_step(
+    x: Tensor, shape: tuple[int, int, int], state: Tensor | None, rows: Tensor | None, out: Tensor | None
+) -> None:
+    if x.shape[1] != 1:
+        raise ValueError(f"a step takes one token a row, not {x.shape[1]}")
+    _check("out", out, *shape)
+    if out is not None and state is not None and out.data_ptr() == state.data_ptr():
+        if rows is not None:
+            raise ValueError("with `rows`, out must not be the states themselves: another row may still read them")
+        if out.shape != state.shape:
+            raise ValueError(f"out {list(out.shape)} lies over the states {list(state.shape)}, which rows share")
