@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vlmamba_eval.types import DataError, Generation, Graded, Metric, Sample, Verdict
 
 if TYPE_CHECKING:
-    from vlmamba_eval.data import Folder, Hub
+    from vlmamba_eval.data import Folder, Hub, Row
     from vlmamba_eval.stats import Sums
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."
@@ -70,6 +70,13 @@ class Task(ABC):
     def grade(self, sample: Sample, text: str) -> Verdict:
         """Read one answer as the official parser does and give the official credit. Called only where a target is."""
 
+    def grade_all(self, answered: Sequence[tuple[Sample, str]]) -> list[Verdict]:
+        """The verdicts of all answers of a run, in their order: what the harness calls to score.
+
+        For scorers that need the whole list or are slow to start (captions: one tokeniser for all).
+        """
+        return [self.grade(sample, text) for sample, text in answered]
+
     def count(self, graded: Sequence[Graded]) -> Iterator[tuple[str, float]]:
         """Yield (column, amount) of one image's questions: whatever `metrics` needs, added up over images.
 
@@ -96,6 +103,10 @@ class Task(ABC):
         """The answers that likelihood scoring ranks; empty where the benchmark knows none."""
         return ()
 
+    def likelihood_prompt(self, sample: Sample) -> str:
+        """The text that the ranked continuations follow: the usual prompt, unless the options must not be shown (SEED)."""
+        return self.prompt(sample)
+
     def choose(self, sample: Sample, generation: Generation) -> str:
         """The answer text that a ranking of `continuations` stands for: by default the best continuation itself."""
         return generation.text
@@ -114,6 +125,15 @@ def accuracy_metrics(sums: Sums, headline: str = "accuracy", **fixed: Any) -> It
     for group in ("all", *sums.groups):
         value = 100 * sums.ratio(sums.credit(group), sums.n(group))
         yield Metric(headline, value, category=group, headline=group == "all", **fixed)
+
+
+def llava_question(row: Row) -> str:
+    """The question in a row of LLaVA's question file: its `text` without the last line, which asks for a short answer."""
+    text = row.text("text")
+    question = text.removesuffix(f"\n{SHORT_ANSWER}")
+    if question == text:
+        row.fail(f"field 'text' should end with the line {SHORT_ANSWER!r}, as LLaVA's question files do; found {text!r}.")
+    return question
 
 
 def lettered(choices: Sequence[str]) -> str:

@@ -168,17 +168,19 @@ class Verdict:
 
     `parsed` is what the official parser read (None: nothing). `credit`, 0 to 1, is what the official scorer
     gives. `valid` is False where the text is no recognisable answer, whatever the official parser makes of it: that is
-    the count of unparsed answers in every table.
+    the count of unparsed answers in every table. `also` holds further amounts for `count`: the credit under other
+    conventions, or counts that add up over a corpus (captions' n-grams).
     """
 
     parsed: str | None
     credit: float
     valid: bool = True
+    also: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Graded:
-    """A sample with its answer's verdict; `verdict` is None where the answer is missing or failed: it counts as wrong."""
+    """A sample with its answer's verdict; None where the answer is missing or failed, which counts as wrong."""
 
     sample: Sample
     verdict: Verdict | None
