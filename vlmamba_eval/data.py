@@ -201,7 +201,7 @@ class Folder:
         return {key: Row(item, f"{path}: entry {key!r}") for key, item in value.items()}
 
     def tsv(self, path: Path, columns: Sequence[str]) -> Iterator[Row]:
-        """The rows of a tab-separated file with a header, every cell as text: "None", "NA" and "nan" stay what they are.
+        """The rows of a tab-separated file with a header; every cell is text, so "None", "NA" and "nan" survive.
 
         `columns` are those that must be there. An absent cell is the empty string.
         """
@@ -212,8 +212,8 @@ class Folder:
             missing = [name for name in columns if name not in header]
             if missing:
                 raise DataError(
-                    f"{path}:1: columns {', '.join(missing)} are missing; the header has {', '.join(header) or 'nothing'}. "
-                    "Is this the official tab-separated file?"
+                    f"{path}:1: columns {', '.join(missing)} are missing; "
+                    f"the header has {', '.join(header) or 'nothing'}. Is this the official tab-separated file?"
                 )
             for cells in reader:
                 where = f"{path}:{reader.line_num}"
@@ -346,6 +346,7 @@ class Hub:
                 f"{dataset} ({config or 'default'}, {split}) cannot be loaded from the hub: {error}\n"
                 "Check the network, or put the official files into a folder and give it with --data DIR."
             ) from None
+        pictures = None
         if image is not None:
             if image not in loaded.column_names:
                 raise DataError(f"{dataset}: column {image!r} is missing; it has {', '.join(loaded.column_names)}.")

@@ -215,4 +215,3 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 def _rounded(value: float) -> float | None:
     # Nine decimals are far below any error bar and above the noise of summation order.
     return None if math.isnan(value) or math.isinf(value) else round(value, 9)
-

@@ -1,0 +1,116 @@
+"""Which questions go together: by image, across the tasks of a run; equal ones once; batches under a token budget."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePath
+
+from vlmamba_eval.types import DataError, ImageRef, Question, Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One question to ask, and who asked it: (task, sample id) pairs, more than one for exact duplicates."""
+
+    question: Question
+    recipients: list[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageJobs:
+    """All questions about one image, None for text alone."""
+
+    image: ImageRef | None
+    jobs: list[Job] = field(default_factory=list)
+
+
+def plan(wanted: Iterable[tuple[str, Sample, Question]]) -> list[ImageJobs]:
+    """Group questions (task, sample, question) by image, in order of first appearance.
+
+    POPE asks 43 % of its questions more than once across its three splits, and the answer is a function of image
+    and text: exact duplicates become one job with several recipients.
+    """
+    wanted = list(wanted)
+    same = _equal_pictures(sample.image for _, sample, _ in wanted if sample.image is not None)
+    groups: dict[str, ImageJobs] = {}
+    known: dict[tuple[str, Question], Job] = {}
+    for task, sample, question in wanted:
+        if sample.image is None:  # nothing is shared: equal texts still meet in one group
+            group_key, image = f"text only: {question.text}", None
+        else:
+            image = sample.image
+            group_key = same.get(image.key, image.key)
+        group = groups.setdefault(group_key, ImageJobs(image))
+        job = known.get((group_key, question))
+        if job is None:
+            job = known[group_key, question] = Job(question, [])
+            group.jobs.append(job)
+        job.recipients.append((task, sample.id))
+    return list(groups.values())
+
+
+def batches(groups: Sequence[ImageJobs], image_tokens: int, budget: int) -> Iterator[list[ImageJobs]]:
+    """Consecutive groups whose estimated tokens fit the budget together; a group is never split, however large."""
+    batch: list[ImageJobs] = []
+    used = 0
+    for group in groups:
+        tokens = estimated_tokens(group, image_tokens)
+        if batch and used + tokens > budget:
+            yield batch
+            batch, used = [], 0
+        batch.append(group)
+        used += tokens
+    if batch:
+        yield batch
+
+
+def estimated_tokens(group: ImageJobs, image_tokens: int) -> int:
+    """Tokens of one image and its questions: four characters a token, and 32 for template and answer."""
+    text = sum(len(job.question.text) // 4 + 32 for job in group.jobs)
+    return text + (image_tokens if group.image is not None else 0)
+
+
+def limited(samples: Sequence[Sample], limit: int, seed: int) -> list[Sample]:
+    """A fair sample of at least `limit` questions: whole images, in an order drawn from the seed and their content.
+
+    A larger limit contains a smaller one of the same seed. Samples keep their order.
+    """
+    images: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        images[sample.image.key if sample.image else f"text only: {sample.id}"].append(sample)
+
+    def draw(key: str) -> bytes:
+        # The first question's id, not the key: keys hold paths, and the draw must not depend on where the data lies.
+        return hashlib.sha256(f"{seed}/{min(sample.id for sample in images[key])}".encode()).digest()
+
+    taken: set[str] = set()
+    for key in sorted(images, key=draw):
+        if len(taken) >= limit:
+            break
+        taken.update(sample.id for sample in images[key])
+    return [sample for sample in samples if sample.id in taken]
+
+
+def _equal_pictures(images: Iterable[ImageRef]) -> dict[str, str]:
+    """From each key to the first key with the same content, where file names give reason to look.
+
+    COCO val2014 serves VQAv2 and POPE, often from two folders: files of one name are compared by their sha256.
+    """
+    by_name: dict[str, dict[str, ImageRef]] = defaultdict(dict)
+    for image in images:
+        by_name[PurePath(image.key).name].setdefault(image.key, image)
+    same: dict[str, str] = {}
+    for candidates in by_name.values():
+        if len(candidates) < 2:
+            continue
+        seen: dict[bytes, str] = {}
+        for key, image in candidates.items():
+            try:
+                content = hashlib.sha256(image.read()).digest()
+            except DataError:
+                continue  # reported under its own name when its questions are asked
+            same[key] = seen.setdefault(content, key)
+    return same

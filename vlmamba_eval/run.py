@@ -1,0 +1,329 @@
+"""The evaluation: plan, prepare images, generate, store, score.
+
+Generating and scoring are two phases with the answers file between them. Answers are on the disk before the next batch
+begins; scores and reports are pure functions of the answers and the annotation files.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from vlmamba_eval import __version__
+from vlmamba_eval.data import open_image
+from vlmamba_eval.dataset import INCOMPLETE, UNSCORED, UNTRAINED, Dataset, grade, verdict
+from vlmamba_eval.plan import ImageJobs, batches, plan
+from vlmamba_eval.store import Run, folder_name, run_key
+from vlmamba_eval.types import (
+    Answer,
+    DataError,
+    Failure,
+    Generation,
+    ImageQuestions,
+    OutOfMemory,
+    Question,
+    Sample,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from model_adapters.base import Adapter, AdapterInfo, RanksContinuations
+
+Scoring = Literal["generate", "likelihood"]
+
+AUTO_BATCH_TOKENS = {"cpu": 16_384, "cuda": 262_144}
+PREPARE_THREADS = 4
+
+
+class Progress:
+    """What a run tells while it goes on; this one says nothing."""
+
+    def start(self, images: int, questions: int, resumed: int) -> None:
+        """Called once, with what is to be done and how many questions already have their answer."""
+
+    def advance(self, images: int, questions: int, errors: int, credits: Sequence[float]) -> None:
+        """Called after each batch is on the disk, with what it added; `credits` are those of scored answers."""
+
+    def note(self, message: str) -> None:
+        """Something that the user should know."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one task of a run."""
+
+    folder: Path
+    scores: dict[str, Any]
+    n_errors: int
+    complete: bool
+
+
+# =============================================================================
+# Identity
+# =============================================================================
+
+
+def manifest(dataset: Dataset, info: AdapterInfo, scoring: Scoring) -> dict[str, Any]:
+    """Everything that decides the answers of one task. Not in it: batch size, sharing, resumption (they don't)."""
+    task = dataset.task.info
+    return {
+        "task": {"name": task.name, "version": task.version, "split": task.split},
+        "data": dict(dataset.provenance) | {"marks": list(dataset.marks)},
+        "model": asdict(info),
+        "decoding": {"scoring": scoring, "greedy": True, "max_new_tokens": task.max_new_tokens},
+        "protocol": "llava-1.5",
+    }
+
+
+def run_folder(out: Path, model: str, manifest: Mapping[str, Any]) -> Path:
+    """`runs/<model>/<task>/<key>/` below `out`."""
+    return out / "runs" / folder_name(model) / manifest["task"]["name"] / run_key(manifest)
+
+
+# =============================================================================
+# The run
+# =============================================================================
+
+
+def evaluate(
+    adapter: Adapter,
+    datasets: Sequence[Dataset],
+    out: Path,
+    *,
+    scoring: Scoring = "generate",
+    batch_tokens: int | None = None,
+    max_errors: int = 0,
+    progress: Progress | None = None,
+) -> list[Outcome]:
+    """Answer every question of every data set that has no answer yet, and score.
+
+    Images are shared by the tasks of the run. `batch_tokens` is the budget of one batch (None: by device); on
+    `OutOfMemory` a batch is halved and tried again. Questions whose image can't be read, and those whose batch made
+    the adapter raise, get a typed failure; the next run tries them again.
+    """
+    progress = progress or Progress()
+    answer = _verb(adapter, scoring)
+    manifests = [manifest(dataset, adapter.info, scoring) for dataset in datasets]
+    with ExitStack() as stack:
+        runs = {
+            dataset.task.info.name: stack.enter_context(Run(run_folder(out, adapter.info.name, m), m))
+            for dataset, m in zip(datasets, manifests, strict=True)
+        }
+        pending = [
+            (dataset.task.info.name, sample, _question(dataset, sample, scoring))
+            for dataset in datasets
+            for sample in dataset.samples
+            if _is_pending(runs[dataset.task.info.name], sample)
+        ]
+        groups = plan(pending)
+        total = sum(len(dataset.samples) for dataset in datasets)
+        progress.start(sum(group.image is not None for group in groups), len(pending), total - len(pending))
+        if groups:
+            for run in runs.values():
+                run.log(event="start", time=time.time(), pending=len(pending), version=__version__, **_host())
+            _generate(adapter, answer, groups, datasets, runs, batch_tokens, progress)
+            for run in runs.values():
+                run.log(event="end", time=time.time())
+        return [
+            conclude(
+                dataset, runs[dataset.task.info.name], adapter.info.name, scoring, max_errors, adapter.info.untrained
+            )
+            for dataset in datasets
+        ]
+
+
+def conclude(
+    dataset: Dataset, run: Run, model: str, scoring: Scoring, max_errors: int = 0, untrained: bool = False
+) -> Outcome:
+    """Score what the run has and write its derived files. Failed and missing answers count as wrong, and are named."""
+    from vlmamba_eval.stats import summarise
+
+    info = dataset.task.info
+    answers = {sample.id: run.answers[sample.id] for sample in dataset.samples if sample.id in run.answers}
+    n_errors = sum(answer.failure is not None for answer in answers.values())
+    n_missing = len(dataset.samples) - len(answers)
+    complete = n_missing == 0 and n_errors <= max_errors
+    marks = [*dataset.marks]
+    if untrained:
+        marks.append(UNTRAINED)
+    if n_missing or n_errors:
+        marks.append(INCOMPLETE)
+    if not dataset.labelled:
+        marks.append(UNSCORED)
+    scores = {
+        "model": model,
+        "task": info.name,
+        "title": info.title,
+        "split": info.split,
+        "headline": info.headline,
+        "scoring": scoring,
+        "marks": marks,
+        "n": len(dataset.samples),
+        "n_missing": n_missing,
+        "n_error": n_errors,
+        "scores": [asdict(score) for score in summarise(dataset.task, grade(dataset, answers))]
+        if dataset.labelled
+        else [],
+    }
+    run.finish(scores, complete=complete)
+    return Outcome(run.folder, scores, n_errors, complete)
+
+
+def _verb(adapter: Adapter, scoring: Scoring) -> Callable[[Sequence[ImageQuestions]], list[list[Generation]]]:
+    if scoring == "generate":
+        return adapter.generate
+    if not hasattr(adapter, "rank"):
+        raise UsageError(f"{adapter.info.name} cannot score given answers; leave out --scoring likelihood.")
+    return cast("RanksContinuations", adapter).rank
+
+
+def _question(dataset: Dataset, sample: Sample, scoring: Scoring) -> Question:
+    task = dataset.task
+    if scoring == "generate":
+        return Question(task.prompt(sample), task.info.max_new_tokens)
+    continuations = task.continuations(sample)
+    if not continuations:
+        raise UsageError(f"{task.info.name} has no choices to rank; leave it out of --scoring likelihood.")
+    return Question(task.prompt(sample), task.info.max_new_tokens, continuations)
+
+
+def _is_pending(run: Run, sample: Sample) -> bool:
+    answer = run.answers.get(sample.id)
+    return answer is None or answer.failure is not None
+
+
+def _host() -> dict[str, Any]:
+    import platform
+
+    return {"host": platform.node(), "python": platform.python_version(), "machine": platform.machine()}
+
+
+# =============================================================================
+# Generating
+# =============================================================================
+
+
+def _generate(
+    adapter: Adapter,
+    answer: Callable[[Sequence[ImageQuestions]], list[list[Generation]]],
+    groups: list[ImageJobs],
+    datasets: Sequence[Dataset],
+    runs: Mapping[str, Run],
+    batch_tokens: int | None,
+    progress: Progress,
+) -> None:
+    """Answer all groups, batch by batch: images are decoded ahead on threads, answers stored in plan order."""
+    info = adapter.info
+    budget = batch_tokens or AUTO_BATCH_TOKENS.get(info.device.split(":")[0], AUTO_BATCH_TOKENS["cpu"])
+    tasks = {
+        dataset.task.info.name: (dataset, {sample.id: sample for sample in dataset.samples}) for dataset in datasets
+    }
+    with ThreadPoolExecutor(PREPARE_THREADS, thread_name_prefix="prepare") as pool:
+        try:
+            for batch, prepared in _prepared(adapter, batches(groups, info.image_tokens, budget), pool):
+                results = _answer_batch(answer, batch, prepared, info.image_tokens, progress)
+                lines: dict[str, list[Answer]] = defaultdict(list)
+                credits: list[float] = []
+                errors = 0
+                for group, result in zip(batch, results, strict=True):
+                    for job, outcome in zip(group.jobs, result, strict=True):
+                        for task, sample_id in job.recipients:
+                            lines[task].append(_as_answer(sample_id, outcome))
+                            errors += isinstance(outcome, Failure)
+                            dataset, samples = tasks[task]
+                            sample = samples[sample_id]
+                            if isinstance(outcome, Generation) and sample.target is not None:
+                                credits.append(verdict(dataset.task, sample, outcome).credit)
+                for task, answers in lines.items():
+                    runs[task].append(answers)
+                images = sum(group.image is not None for group in batch)
+                progress.advance(images, sum(map(len, lines.values())), errors, credits)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _prepared(
+    adapter: Adapter, all_batches: Iterator[list[ImageJobs]], pool: ThreadPoolExecutor
+) -> Iterator[tuple[list[ImageJobs], list[Future[Any] | None]]]:
+    """Each batch with its images under way; one batch is prepared ahead while another is answered."""
+
+    def prepare(group: ImageJobs) -> Any:
+        assert group.image is not None  # noqa: S101 - only groups with an image are submitted
+        return adapter.prepare(open_image(group.image))
+
+    ahead: tuple[list[ImageJobs], list[Future[Any] | None]] | None = None
+    for batch in all_batches:
+        following = batch, [pool.submit(prepare, group) if group.image is not None else None for group in batch]
+        if ahead is not None:
+            yield ahead
+        ahead = following
+    if ahead is not None:
+        yield ahead
+
+
+def _answer_batch(
+    answer: Callable[[Sequence[ImageQuestions]], list[list[Generation]]],
+    batch: list[ImageJobs],
+    prepared: list[Future[Any] | None],
+    image_tokens: int,
+    progress: Progress,
+) -> list[list[Generation | Failure]]:
+    """One result for each job of each group: a generation, or why there is none."""
+    results: list[list[Generation | Failure]] = []
+    ready: list[tuple[int, ImageQuestions]] = []
+    for i, (group, future) in enumerate(zip(batch, prepared, strict=True)):
+        results.append([])
+        try:
+            image = future.result() if future is not None else None
+        except DataError as error:
+            results[i] = [Failure("data_error", str(error))] * len(group.jobs)
+            progress.note(str(error))
+        else:
+            ready.append((i, ImageQuestions(image, tuple(job.question for job in group.jobs))))
+    if ready:
+        answered = _halving(answer, [questions for _, questions in ready], progress)
+        for (i, _), generations in zip(ready, answered, strict=True):
+            results[i] = generations
+    return results
+
+
+def _halving(
+    answer: Callable[[Sequence[ImageQuestions]], list[list[Generation]]],
+    batch: list[ImageQuestions],
+    progress: Progress,
+) -> list[list[Generation | Failure]]:
+    """Answer a batch; out of memory, answer its halves, down to one question of one image. Nothing else is retried."""
+    try:
+        answered = answer(batch)
+        if [len(generations) for generations in answered] != [len(item.questions) for item in batch]:
+            raise AssertionError("the adapter returned another number of answers than there are questions")
+        return [list(generations) for generations in answered]
+    except OutOfMemory as error:
+        if len(batch) > 1:
+            middle = len(batch) // 2
+            progress.note(f"Out of memory on {len(batch)} images; trying {middle} at a time.")
+            return _halving(answer, batch[:middle], progress) + _halving(answer, batch[middle:], progress)
+        questions = batch[0].questions
+        if len(questions) > 1:
+            middle = len(questions) // 2
+            progress.note(f"Out of memory on {len(questions)} questions of one image; trying {middle} at a time.")
+            halves = [ImageQuestions(batch[0].image, part) for part in (questions[:middle], questions[middle:])]
+            return [[outcome for half in halves for outcome in _halving(answer, [half], progress)[0]]]
+        failure = Failure("model_error", f"out of memory on a single question: {error}")
+    except Exception as error:  # noqa: BLE001 - whatever an adapter raises becomes the typed failure of its questions
+        failure = Failure("model_error", f"{type(error).__name__}: {error}")
+    progress.note(f"{sum(len(item.questions) for item in batch)} questions failed: {failure.message}")
+    return [[failure] * len(item.questions) for item in batch]
+
+
+def _as_answer(sample_id: str, outcome: Generation | Failure) -> Answer:
+    if isinstance(outcome, Failure):
+        return Answer(sample_id, None, outcome)
+    return Answer(sample_id, outcome)

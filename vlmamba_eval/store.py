@@ -1,0 +1,301 @@
+"""A run on disk: what decides its answers, the answers as they come, and files derived from them.
+
+    runs/<model>/<task>/<key>/
+        manifest.json     first: everything that decides the answers; `key` is its hash
+        answers.jsonl     append-only, one line a question, each with its check sum, flushed and synced
+        telemetry.jsonl   times, host, versions: whatever may differ between equal runs
+        scores.json       derived: a pure function of the answers and the annotation files
+        DONE              last: every question has its answer
+
+A process that dies loses at most the line it was writing. Opening a run cuts off such a torn tail; a damaged line
+before it is refused, never skipped. Only one process at a time may write to a run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import tempfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
+
+from vlmamba_eval.types import Answer, Failure, Generation, Likelihood, StoreError
+
+MANIFEST, ANSWERS, TELEMETRY, SCORES, DONE = (
+    "manifest.json",
+    "answers.jsonl",
+    "telemetry.jsonl",
+    "scores.json",
+    "DONE",
+)
+
+
+def run_key(manifest: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits of the sha256 of what decides the answers (the manifest's canonical JSON)."""
+    return hashlib.sha256(canonical_json(manifest).encode()).hexdigest()[:12]
+
+
+def canonical_json(value: Any) -> str:
+    """JSON that is equal for equal values: sorted keys, no spaces, ASCII."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def folder_name(name: str) -> str:
+    """A name that is safe as one folder: letters, digits, dot, dash, underscore."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "model"
+
+
+def write_atomic(path: Path, content: str) -> None:
+    """Write a text file so that a reader sees the old content or the new one, also after a power failure.
+
+    Temporary file in the same folder, flush, fsync, rename, fsync of the folder. Raises `StoreError`.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content.encode())
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise StoreError(_cannot_write(path, error)) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, indented, keys in the given order."""
+    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+class Run:
+    """One run folder, opened for writing. Use as a context manager: it holds the run's lock.
+
+    `answers` maps each answered sample id to its answer; failed ones are there too until they are tried again.
+    """
+
+    def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.manifest = dict(manifest)
+        self.answers: dict[str, Answer] = {}
+        self._lock = FileLock(str(folder / ".lock"))
+        self._file: BinaryIO | None = None
+        self._size = 0
+
+    def __enter__(self) -> Run:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            owner = self.folder / ".owner"
+            who = owner.read_text(errors="replace").strip() if owner.exists() else "another process"
+            raise StoreError(
+                f"{self.folder} is being written by {who}. Wait for it, stop it, or give another folder with --out."
+            ) from None
+        except OSError as error:
+            raise StoreError(_cannot_write(self.folder, error)) from error
+        try:
+            write_atomic(self.folder / ".owner", f"process {os.getpid()} on {socket.gethostname()}\n")
+            self._check_manifest()
+            self.answers, self._size = _load_answers(self.folder / ANSWERS, heal=True)
+            self._file = open(self.folder / ANSWERS, "ab", buffering=0)
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        self._lock.release()
+
+    def _check_manifest(self) -> None:
+        path = self.folder / MANIFEST
+        if not path.exists():
+            write_json(path, self.manifest)
+            return
+        found = read_manifest(self.folder)
+        if canonical_json(found) != canonical_json(self.manifest):
+            changed = _difference(found, self.manifest)
+            raise StoreError(
+                f"{path} belongs to another configuration; it differs in:\n  " + "\n  ".join(changed) + "\n"
+                "Its answers are not mixed with these. Give another folder with --out."
+            )
+
+    def append(self, answers: Sequence[Answer]) -> None:
+        """Write answers, one line each, and return once they are on the disk.
+
+        Raises `StoreError` where that is impossible (disk full); the file then ends with the last whole answer.
+        """
+        assert self._file is not None, "a run is appended to only while it is open"  # noqa: S101
+        lines = b"".join(encode_answer(answer) for answer in answers)
+        try:
+            view = memoryview(lines)
+            while view:
+                view = view[self._file.write(view) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            with contextlib.suppress(OSError):  # else the torn tail is cut off when the run is opened again
+                os.ftruncate(self._file.fileno(), self._size)
+            raise StoreError(_cannot_write(self.folder / ANSWERS, error)) from error
+        self._size += len(lines)
+        for answer in answers:
+            self.answers[answer.id] = answer
+
+    def finish(self, scores: Mapping[str, Any], *, complete: bool) -> None:
+        """Write the derived files, `DONE` last and only where every question has an answer."""
+        write_json(self.folder / SCORES, scores)
+        if complete:
+            write_atomic(self.folder / DONE, "")
+        else:
+            (self.folder / DONE).unlink(missing_ok=True)
+
+    def log(self, **event: Any) -> None:
+        """Append to the telemetry, which no derived file reads."""
+        with open(self.folder / TELEMETRY, "a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+
+
+# =============================================================================
+# Reading a run
+# =============================================================================
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a run folder. Raises `StoreError`."""
+    return _read_json(folder / MANIFEST, "Is this a run folder (runs/<model>/<task>/<key>)?")
+
+
+def read_scores(folder: Path) -> dict[str, Any]:
+    """The scores of a run folder. Raises `StoreError`."""
+    return _read_json(folder / SCORES, "The run has not come to its end yet: run the same command again to resume it.")
+
+
+def read_answers(folder: Path) -> dict[str, Answer]:
+    """The answers of a run folder by sample id, without touching the file. Raises `StoreError`."""
+    return _load_answers(folder / ANSWERS, heal=False)[0]
+
+
+def find_runs(root: Path) -> list[Path]:
+    """The run folders at or below a folder that have scores, sorted."""
+    return sorted(path.parent for path in root.rglob(SCORES) if (path.parent / MANIFEST).exists())
+
+
+def encode_answer(answer: Answer) -> bytes:
+    """The answer's line: JSON in ASCII with the CRC-32 of what stands before it, newline-terminated."""
+    record: dict[str, Any] = {"id": answer.id}
+    if answer.generation is not None:
+        generation = answer.generation
+        record |= {
+            "prompt": generation.prompt,
+            "text": generation.text,
+            "n_tokens": generation.n_tokens,
+            "stop": generation.stop,
+        }
+        if generation.likelihoods:
+            record["likelihoods"] = [[item.logprob, item.n_tokens] for item in generation.likelihoods]
+    if answer.failure is not None:
+        record["failure"] = asdict(answer.failure)
+    body = json.dumps(record)[:-1].encode()
+    return body + b', "crc": "%08x"}\n' % zlib.crc32(body)
+
+
+_LINE = re.compile(rb'(?P<body>.*), "crc": "(?P<crc>[0-9a-f]{8})"\}\Z', re.DOTALL)
+
+
+def decode_answer(line: bytes) -> Answer:
+    """The inverse of `encode_answer`, without the newline. Raises `ValueError` for a damaged line."""
+    match = _LINE.match(line)
+    if match is None or zlib.crc32(match["body"]) != int(match["crc"], 16):
+        raise ValueError("its check sum does not fit")
+    record = json.loads(match["body"] + b"}")
+    generation = None
+    if "text" in record:
+        likelihoods = tuple(Likelihood(logprob, n) for logprob, n in record.get("likelihoods", ()))
+        generation = Generation(record["text"], record["prompt"], record["n_tokens"], record["stop"], likelihoods)
+    failure = Failure(**record["failure"]) if "failure" in record else None
+    return Answer(record["id"], generation, failure)
+
+
+def _load_answers(path: Path, *, heal: bool) -> tuple[dict[str, Answer], int]:
+    """The answers of a file and the size of its whole lines. A failed answer may be followed by a later try."""
+    if not path.exists():
+        return {}, 0
+    raw = path.read_bytes()
+    size = raw.rfind(b"\n") + 1
+    if heal and size < len(raw):
+        os.truncate(path, size)
+    answers: dict[str, Answer] = {}
+    for number, line in enumerate(raw[:size].split(b"\n")[:-1], 1):
+        try:
+            answer = decode_answer(line)
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"{path}:{number}: this answer is damaged ({error}). It is not skipped silently: delete the line "
+                "to have this question answered again, or restore the file from a copy."
+            ) from None
+        before = answers.get(answer.id)
+        if before is not None and before.failure is None:
+            raise StoreError(f"{path}:{number}: sample {answer.id!r} has two answers. Delete one of the lines.")
+        answers[answer.id] = answer
+    return answers, size
+
+
+def _read_json(path: Path, hint: str) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StoreError(f"{path} is missing. {hint}") from None
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} cannot be read ({error}).") from None
+    if not isinstance(value, dict):
+        raise StoreError(f"{path}: expected an object, found {type(value).__name__}.")
+    return value
+
+
+def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
+    lines: list[str] = []
+    for name in sorted({*found, *wanted}):
+        a, b = found.get(name), wanted.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += _difference(a, b, f"{prefix}{name}.")
+        elif a != b:
+            lines.append(f"{prefix}{name}: {a!r} on disk, {b!r} now")
+    return lines
+
+
+def _cannot_write(path: Path, error: OSError) -> str:
+    existing = next((p for p in (path, *path.parents) if p.exists()), Path("/"))
+    free = shutil.disk_usage(existing).free
+    return (
+        f"{path} cannot be written ({error.strerror or error}); {free / 2**20:,.0f} MiB are free there. "
+        "What was answered before is safe. "
+        "Make room, or give another folder with --out, and run the same command again."
+    )
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
