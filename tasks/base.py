@@ -104,7 +104,7 @@ class Task(ABC):
         return ()
 
     def likelihood_prompt(self, sample: Sample) -> str:
-        """The text that the ranked continuations follow: the usual prompt, unless the options must not be shown (SEED)."""
+        """The text that ranked continuations follow: the usual prompt, unless it must not show the options (SEED)."""
         return self.prompt(sample)
 
     def choose(self, sample: Sample, generation: Generation) -> str:
