@@ -6,6 +6,8 @@ seeds; ids follow from a scene's content. Formats: the official files of each be
 
 from __future__ import annotations
 
+import base64
+import csv
 import hashlib
 import io
 import json
@@ -15,9 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tasks.base import LETTERS
 from tasks.samples import questions
 from tasks.samples.questions import Asked, ask
-from tasks.samples.scene import Scene, draw, scenes
+from tasks.samples.scene import SIDE, Scene, draw, scenes
 
 # =============================================================================
 # Scenes and files
@@ -270,10 +273,374 @@ def write_mme(folder: Path) -> None:
 
 
 # =============================================================================
+# VQAv2
+# =============================================================================
+
+# The official question types (the openings of questions) that scenes give rise to.
+_VQA_QUESTION_TYPES = (
+    "what color is the", "what is the", "what does the", "what", "how many", "where is the", "which", "is there a",
+    "is there", "is the", "are there", "are", "does the", "do",
+)  # fmt: skip
+
+
+def ten_answers(asked: Asked, rng: random.Random) -> list[str]:
+    """What ten annotators would say: up to three of them err, alike or not."""
+    wrong = asked.others or ("no" if asked.answer == "yes" else "yes",)
+    answers = [asked.answer] * 10
+    for place in rng.sample(range(10), rng.choice((0, 0, 1, 1, 2, 3))):
+        answers[place] = rng.choice(wrong)
+    return answers
+
+
+def write_vqav2(folder: Path) -> None:
+    """VQAv2 val over the pictures of POPE."""
+    asked_rows, annotations = [], []
+    topics = ["color", "count", "count", "shape", "background", "exist", "color_is", "relation_is", "larger", "both"]
+    for scene in pope_scenes():
+        rng = random.Random(f"vqav2: {scene.content()}")
+        image = coco_id(scene)
+        put(folder / f"vqav2/val2014/COCO_val2014_{image:012d}.jpg", jpeg(scene))
+        for place, asked in enumerate(several(scene, topics, 5, rng)):
+            ids = {"image_id": image, "question_id": image * 1000 + place}
+            opening = (kind for kind in _VQA_QUESTION_TYPES if asked.question.lower().startswith(kind + " "))
+            kind = "number" if asked.answer.isdigit() else "other" if asked.others else "yes/no"
+            answers = [
+                {"answer": answer, "answer_confidence": rng.choice(("yes", "yes", "maybe")), "answer_id": i}
+                for i, answer in enumerate(ten_answers(asked, rng), 1)
+            ]
+            asked_rows.append({"image_id": image, "question": asked.question, "question_id": ids["question_id"]})
+            annotations.append(
+                {
+                    "question_type": next(opening, "none of the above"),
+                    "multiple_choice_answer": asked.answer,
+                    "answers": answers,
+                    "image_id": image,
+                    "answer_type": kind,
+                    "question_id": ids["question_id"],
+                }
+            )
+    head = {
+        "info": {"description": "Scenes in the format of VQA v2.0", "version": "2.0"},
+        "data_type": "mscoco",
+        "data_subtype": "val2014",
+        "license": {"name": "the license of this project"},
+    }
+    questions_file = {**head, "task_type": "Open-Ended", "questions": asked_rows}
+    put_json(folder / "vqav2/v2_OpenEnded_mscoco_val2014_questions.json", questions_file)
+    put_json(folder / "vqav2/v2_mscoco_val2014_annotations.json", {**head, "annotations": annotations})
+
+
+# =============================================================================
+# ScienceQA
+# =============================================================================
+
+TEXT_FACTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("Which shape has three corners?", "triangle", ("circle", "ring", "square")),
+    ("Which shape has four equal sides?", "square", ("circle", "star", "triangle")),
+    ("Which shape has no corners and no hole?", "circle", ("star", "square", "triangle")),
+    ("Which shape has a hole in the middle?", "ring", ("circle", "square", "star")),
+    ("Which color do blue and yellow paint make?", "green", ("red", "black", "orange")),
+    ("Which color do red and yellow paint make?", "orange", ("blue", "green", "black")),
+    ("Which color do red and blue paint make?", "purple", ("yellow", "green", "orange")),
+)
+"""Questions without a picture: question, answer, wrong answers."""
+
+HINT = "The picture shows colored shapes. Some pictures also show a sign."
+
+# topic -> subject, topic, category, skill
+_SCIENCE = {
+    "color": ("natural science", "physics", "Materials", "Identify colors"),
+    "shape": ("natural science", "science-and-engineering-practices", "Classification", "Identify shapes"),
+    "where": ("social science", "geography", "Maps", "Read a map: directions"),
+    "relation": ("social science", "geography", "Maps", "Read a map: directions"),
+    "count": ("natural science", "science-and-engineering-practices", "Measurement", "Count objects"),
+    "sign_word": ("language science", "reading-comprehension", "Signs", "Read a sign"),
+    "meaning": ("language science", "vocabulary", "Word meaning", "Translate a word"),
+}
+
+
+def write_scienceqa(folder: Path) -> None:
+    """Problems with and without a picture in three splits; the test split is what is asked."""
+    problems: dict[str, dict[str, Any]] = {}
+    splits: dict[str, list[str]] = {name: [] for name in ("train", "val", "test", "trainval")}
+    rng = random.Random("scienceqa")
+
+    def add(split: str, question: str, choices: list[str], answer: int, topic: str, scene: Scene | None) -> None:
+        subject, kind, category, skill = _SCIENCE[topic]
+        pid = str(len(problems) * 7 + 4)
+        problems[pid] = {
+            "question": question,
+            "choices": choices,
+            "answer": answer,
+            "hint": HINT if scene and rng.random() < 0.5 else "",
+            "image": "image.png" if scene else None,
+            "task": "closed choice",
+            "grade": f"grade{rng.randint(1, 12)}",
+            "subject": subject,
+            "topic": kind,
+            "category": category,
+            "skill": skill,
+            "lecture": "",
+            "solution": "",
+            "split": split,
+        }
+        for name in (split, "trainval") if split in ("train", "val") else (split,):
+            splits[name].append(pid)
+        if scene:
+            put(folder / f"scienceqa/images/{split}/{pid}/image.png", png(scene))
+
+    def add_fact(split: str, place: int) -> None:
+        question, answer, wrong = TEXT_FACTS[place]
+        choices = [*rng.sample(wrong, rng.choice((1, 2, 3))), answer]
+        rng.shuffle(choices)
+        add(split, question, choices, choices.index(answer), "color" if "paint" in question else "shape", None)
+
+    add_fact("train", 0)
+    add_fact("val", 1)
+    for topic in _SCIENCE:
+        for scene in chosen(f"scienceqa {topic}", 4, lambda s, t=topic: ask(s, t, random.Random("trial")) is not None):
+            asked = ask(scene, topic, rng)
+            assert asked is not None  # noqa: S101  `chosen` has seen to it
+            choices, answer = with_choices(asked, rng.choice((2, 3, 4, 4, 5)), rng)
+            add("test", asked.question, choices, answer, topic, scene)
+        if len(splits["test"]) % 2:
+            add_fact("test", rng.randrange(len(TEXT_FACTS)))
+    for place in range(4):
+        add_fact("test", place)
+    for name in ("train", "val", "test"):
+        splits[f"mini{name}"] = splits[name][:1]
+    put(folder / "scienceqa/problems.json", json.dumps(problems, indent=1) + "\n")
+    put(folder / "scienceqa/pid_splits.json", json.dumps(splits, indent=1) + "\n")
+
+
+# =============================================================================
+# TextVQA
+# =============================================================================
+
+
+def write_textvqa(folder: Path) -> None:
+    """Signs that are read; one picture's list of recognised words is empty, as for 115 questions of the release."""
+    rows, recognised = [], []
+    for place, scene in enumerate(chosen("textvqa", 14, lambda s: s.sign is not None and s.sign.kind != "comparison")):
+        assert scene.sign is not None  # noqa: S101  `chosen` has seen to it
+        rng = random.Random(f"textvqa: {scene.content()}")
+        image = f"{number(scene, 2**64):016x}"
+        put(folder / f"textvqa/train_images/{image}.jpg", jpeg(scene))
+        tokens = [] if place == 3 else [scene.sign.text]
+        left, top, right, bottom = scene.sign.box
+        box = {
+            "top_left_x": left / SIDE,
+            "top_left_y": top / SIDE,
+            "width": (right - left) / SIDE,
+            "height": (bottom - top) / SIDE,
+            "rotation": 0,
+        }
+        info = [{"word": token, "bounding_box": box} for token in tokens]
+        recognised.append({"image_id": image, "ocr_tokens": tokens, "ocr_info": info})
+        for asked in several(scene, ["sign_word", "total", "meaning", "meaning"], 2, rng):
+            rows.append(
+                {
+                    "question": asked.question.lower(),
+                    "image_id": image,
+                    "image_classes": ["Poster", "Sign"],
+                    "flickr_original_url": "",
+                    "flickr_300k_url": "",
+                    "image_width": SIDE,
+                    "image_height": SIDE,
+                    "answers": ten_answers(asked, rng),
+                    "question_tokens": asked.question.lower().rstrip("?").split(),
+                    "question_id": 34_602 + len(rows),
+                    "set_name": "val",
+                }
+            )
+    head = {"dataset_type": "val", "dataset_name": "textvqa"}
+    put_json(folder / "textvqa/TextVQA_0.5.1_val.json", {**head, "dataset_version": "0.5.1", "data": rows})
+    put_json(
+        folder / "textvqa/TextVQA_Rosetta_OCR_v0.2_val.json", {**head, "dataset_version": "0.2", "data": recognised}
+    )
+
+
+# =============================================================================
+# MMBench
+# =============================================================================
+
+# topic -> L3 and L2 ability
+_MMBENCH = {
+    "background": ("image_scene", "coarse_perception"),
+    "color": ("attribute_recognition", "finegrained_perception (instance-level)"),
+    "size": ("attribute_recognition", "finegrained_perception (instance-level)"),
+    "shape": ("object_localization", "finegrained_perception (instance-level)"),
+    "where": ("object_localization", "finegrained_perception (instance-level)"),
+    "sign_word": ("ocr", "finegrained_perception (instance-level)"),
+    "relation": ("spatial_relationship", "finegrained_perception (cross-instance)"),
+    "larger": ("attribute_comparison", "finegrained_perception (cross-instance)"),
+    "meaning": ("identity_reasoning", "attribute_reasoning"),
+    "choose_side": ("physical_relation", "relation_reasoning"),
+    "total": ("structuralized_imagetext_understanding", "logic_reasoning"),
+}
+_MMBENCH_COLUMNS = (
+    "index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image", "source", "l2-category",
+    "comment", "split",
+)  # fmt: skip
+
+
+def circular_passes(choices: list[str], answer: int, pinned: bool) -> list[tuple[list[str], int]]:
+    """The passes of one question: each rotates the last one's options to the right; a pinned last option stays."""
+    passes = []
+    tail = choices[-1:] if pinned else []
+    moving = choices[: len(choices) - len(tail)]
+    right = choices[answer]
+    for _ in range(len(moving)):
+        options = [*moving, *tail]
+        passes.append((options, options.index(right)))
+        moving = [moving[-1], *moving[:-1]]
+    return passes
+
+
+def write_mmbench(folder: Path) -> None:
+    """The TSV of the 20230712 list: every circular pass is a row of its own, pictures are base64 cells."""
+    rows = []
+    rng = random.Random("mmbench")
+    for topic, (category, l2_category) in _MMBENCH.items():
+        fitting = chosen(f"mmbench {topic}", 2, lambda s, t=topic: ask(s, t, random.Random("trial")) is not None)
+        for place, scene in enumerate(fitting):
+            asked = ask(scene, topic, rng)
+            assert asked is not None  # noqa: S101  `chosen` has seen to it
+            choices, answer = with_choices(asked, rng.choice((3, 4, 4)), rng)
+            pinned = topic == "shape" and place == 0
+            if pinned:
+                choices, answer = with_choices(asked, 3, rng)
+                choices.append("None of the above")
+            base = number(scene, 1_000_000)
+            image = base64.b64encode(jpeg(scene)).decode()
+            hint = HINT if rng.random() < 0.3 else ""
+            for k, (options, right) in enumerate(circular_passes(choices, answer, pinned)):
+                letters = [*options, "", "", ""][:4]
+                row = (k * 1_000_000 + base, asked.question, hint, *letters, LETTERS[right], category, image, "scenes")
+                rows.append((*row, l2_category, "", "dev"))
+    rng.shuffle(rows)
+    rows.sort(key=lambda row: row[0] // 1_000_000)
+    file = io.StringIO()
+    writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+    writer.writerow(_MMBENCH_COLUMNS)
+    writer.writerows(rows)
+    put(folder / "mmbench/mmbench_dev_20230712.tsv", file.getvalue())
+
+
+# =============================================================================
+# SEED-Bench
+# =============================================================================
+
+_SEED_TYPES: dict[str, tuple[int, tuple[str, ...]]] = {
+    "Scene Understanding": (1, ("background",)),
+    "Instance Identity": (2, ("shape",)),
+    "Instance Attributes": (3, ("color",)),
+    "Instance Location": (4, ("where",)),
+    "Instances Counting": (5, ("count",)),
+    "Spatial Relation": (6, ("choose_side", "relation")),
+    "Instance Interaction": (7, ("larger",)),
+    "Visual Reasoning": (8, ("total",)),
+    "Text Understanding": (9, ("sign_word",)),
+    "Action Recognition": (10, ("at_region",)),
+    "Action Prediction": (11, ("choose_color",)),
+    "Procedure Understanding": (12, ("relation",)),
+}
+
+
+def write_seed(folder: Path) -> None:
+    """Pictures without a file extension, several questions on some, and middle frames of clips."""
+    rows = []
+    rng = random.Random("seed")
+
+    def add(scene: Scene, topic: str, type_id: int, data_id: str, question_id: str, more: dict[str, Any]) -> None:
+        asked = ask(scene, topic, rng)
+        assert asked is not None  # noqa: S101  `chosen` has seen to it
+        choices, answer = with_choices(asked, 4, rng)
+        options = {f"choice_{letter}": choice for letter, choice in zip("abcd", choices, strict=True)}
+        row = {"answer": LETTERS[answer], **options, "data_id": data_id, "data_type": "image", **more}
+        row |= {"question": asked.question, "question_id": question_id, "question_type_id": type_id}
+        rows.append(row)
+
+    for type_id, topics in _SEED_TYPES.values():
+        for place in range(3 if type_id < 10 else 2):
+            topic = topics[place % len(topics)]
+            fitting = chosen(f"seed {type_id}", 3, lambda s, t=topic: ask(s, t, random.Random("trial")) is not None)
+            scene = fitting[place]
+            if type_id < 10:
+                data_id = f"{number(scene, 10_000_000)}_{number(scene, 2**31, 'b')}"
+                put(folder / f"seed_bench/SEED-Bench-image/{data_id}", jpeg(scene))
+                add(scene, topic, type_id, data_id, str(100_000 + len(rows)), {})
+                if place == 0:
+                    add(scene, "count", 5, data_id, str(100_000 + len(rows)), {})
+            else:
+                question_id = f"v{len(rows)}"
+                put(folder / f"seed_bench/SEED-Bench-video-image/{type_id}_{question_id}.png", png(scene))
+                more = {"data_type": "video", "segment": [float(place), place + 2.5]}
+                add(scene, topic, type_id, f"clip_{type_id}_{place}.webm", question_id, more)
+    types = {name: type_id for name, (type_id, _) in _SEED_TYPES.items()}
+    put_json(folder / "seed_bench/SEED-Bench.json", {"questions": rows, "question_type": types})
+
+
+# =============================================================================
+# MM-Vet and captioning
+# =============================================================================
+
+_MMVET = {"sign_word": ["ocr"], "total": ["ocr", "math"], "color": ["rec"], "where": ["rec", "spat"]}
+
+
+def write_mmvet(folder: Path) -> None:
+    """Open questions with the answers that a judge compares with; the last asks for a description."""
+    entries = {}
+    rng = random.Random("mm-vet")
+    for topic, capability in _MMVET.items():
+        for scene in chosen(f"mmvet {topic}", 2, lambda s, t=topic: ask(s, t, random.Random("trial")) is not None):
+            asked = ask(scene, topic, rng)
+            assert asked is not None  # noqa: S101  `chosen` has seen to it
+            _add_mmvet(folder, entries, scene, asked.question, asked.answer, capability)
+    for scene in chosen("mmvet describe", 2):
+        answer = "<AND>".join(f"{thing.color} {thing.shape}" for thing in scene.things)
+        _add_mmvet(folder, entries, scene, "What objects are in the image?", answer, ["rec", "gen"])
+    put(folder / "mm-vet/mm-vet.json", json.dumps(entries, indent=4) + "\n")
+
+
+def _add_mmvet(
+    folder: Path, entries: dict[str, Any], scene: Scene, question: str, answer: str, capability: list[str]
+) -> None:
+    key = f"v1_{len(entries)}"
+    put(folder / f"mm-vet/images/{key}.png", png(scene))
+    entries[key] = {
+        "imagename": f"{key}.png",
+        "question": question,
+        "answer": answer,
+        "imagesource": "drawn by this project",
+        "capability": capability,
+    }
+
+
+def write_coco_caption(folder: Path) -> None:
+    """Five sentences a picture in COCO's caption format."""
+    images, annotations = [], []
+    for scene in chosen("coco caption", 10):
+        image = coco_id(scene)
+        file = f"COCO_val2014_{image:012d}.jpg"
+        put(folder / "coco_caption/val2014" / file, jpeg(scene))
+        images.append({"id": image, "file_name": file, "width": SIDE, "height": SIDE, "license": 1})
+        for sentence in questions.short_captions(scene):
+            annotations.append({"image_id": image, "id": len(annotations) + 1, "caption": sentence})
+    licenses = [{"id": 1, "name": "the license of this project", "url": ""}]
+    info = {"description": "Scenes in COCO's caption format", "version": "1.0"}
+    content = {"info": info, "images": images, "licenses": licenses, "annotations": annotations, "type": "captions"}
+    put_json(folder / "coco_caption/captions_karpathy_test.json", content)
+
+
+# =============================================================================
 # All of them
 # =============================================================================
 
-WRITERS: tuple[Callable[[Path], None], ...] = (write_pope, write_gqa, write_mme)
+WRITERS: tuple[Callable[[Path], None], ...] = (
+    write_pope, write_gqa, write_mme, write_vqav2, write_scienceqa, write_textvqa, write_mmbench, write_seed,
+    write_mmvet, write_coco_caption,
+)  # fmt: skip
 
 
 def write_all(folder: Path) -> None:
