@@ -1,0 +1,364 @@
+"""Everything that decides what a VL-Mamba computes, as typed, named fields; the paper's models as presets.
+
+The paper leaves many points open. Each of them is a field here whose default is this project's reading; none is
+guessed silently, and a checkpoint's `config.json` must state them all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from vlmamba_eval.types import ModelError
+
+FORMAT = "vlmamba-1"
+
+# =============================================================================
+# The parts
+# =============================================================================
+
+
+@dataclass(frozen=True, slots=True)
+class VisionConfig:
+    """The vision encoder, as transformers' `SiglipVisionModel` or `CLIPVisionModel` builds it.
+
+    `feature_layer` indexes the hidden states as transformers lists them (0: embeddings, -1: the last layer's output);
+    layers above it are neither stored nor run. The class token, where there is one, is dropped.
+    """
+
+    kind: Literal["siglip", "clip"]
+    image_size: int
+    patch_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    layer_norm_eps: float
+    hidden_act: str
+    feature_layer: int = -2
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        side = self.image_size // self.patch_size
+        return side, side
+
+    @property
+    def image_tokens(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def layers_used(self) -> int:
+        """How many encoder layers stand before the chosen hidden state."""
+        index = self.feature_layer
+        return index if index >= 0 else self.num_hidden_layers + 1 + index
+
+
+@dataclass(frozen=True, slots=True)
+class PreprocessingConfig:
+    """From a decoded RGB image to the encoder's input.
+
+    `fit`: `pad` expands to a square with the mean colour and resizes (LLaVA-1.5,
+    haotian-liu/LLaVA@c121f04:llava/mm_utils.py:152); `resize` squashes to the square (SigLIP's own, Cobra's);
+    `crop` resizes the shortest edge and cuts the centre (CLIP's own). Resizing is bicubic.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    fit: Literal["pad", "resize", "crop"] = "pad"
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectorConfig:
+    """The multimodal connector (paper eq. 5 and 6, figures 2 and 3).
+
+    The VSS runs at the language model's width in `vss_l2` and at the encoder's in `vss_mlp`, where the skip adds the
+    encoder's features. `blocks`: one Mamba block for all scan directions ("one mamba layer"), or one for each.
+    """
+
+    kind: Literal["mlp", "vss_mlp", "vss_l2"]
+    scan: Literal["bsm", "csm"] = "bsm"
+    blocks: Literal["shared", "per_direction"] = "shared"
+    merge: Literal["sum", "mean"] = "sum"
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    norm_eps: float = 1e-5
+    d_state: int = 16
+    d_conv: int = 4
+    expand: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageModelConfig:
+    """A Mamba-1 language model with the names of state-spaces/mamba's `config.json`."""
+
+    d_model: int
+    n_layer: int
+    vocab_size: int = 50277
+    pad_vocab_size_multiple: int = 8
+    d_state: int = 16
+    d_conv: int = 4
+    expand: int = 2
+    norm_eps: float = 1e-5
+
+    @property
+    def d_inner(self) -> int:
+        return self.expand * self.d_model
+
+    @property
+    def dt_rank(self) -> int:
+        return -(-self.d_model // 16)
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding matrix."""
+        multiple = self.pad_vocab_size_multiple
+        return -(-self.vocab_size // multiple) * multiple
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateConfig:
+    """The conversation template (see `template.py`) and the place of the image.
+
+    With `image_first` the image embeddings stand before all text (Cobra); otherwise they open the first user turn
+    (LLaVA).
+    """
+
+    name: Literal["vicuna_v1", "plain", "cobra_zephyr", "cobra_in_out"] = "vicuna_v1"
+    image_first: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerConfig:
+    """Which tokenizer, and the ids that the engine needs of it. No token is put in front of a text."""
+
+    source: str = "EleutherAI/gpt-neox-20b"
+    eos_token_id: int = 0
+    pad_token_id: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where the parameters come from. `untrained` names the parts that were never trained."""
+
+    untrained: tuple[str, ...] = ()
+    sources: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """A whole VL-Mamba."""
+
+    name: str
+    vision: VisionConfig
+    preprocessing: PreprocessingConfig
+    connector: ConnectorConfig
+    language_model: LanguageModelConfig
+    template: TemplateConfig = TemplateConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    provenance: Provenance = field(default_factory=Provenance)
+
+    def __post_init__(self) -> None:
+        vision = self.vision
+        if vision.image_size < vision.patch_size or vision.hidden_size % vision.num_attention_heads:
+            raise ModelError(
+                f"vision: image_size {vision.image_size} must hold a patch of {vision.patch_size}, and hidden_size "
+                f"{vision.hidden_size} must be a multiple of num_attention_heads {vision.num_attention_heads}"
+            )
+        if not 0 <= vision.layers_used <= vision.num_hidden_layers:
+            raise ModelError(
+                f"vision.feature_layer must lie between {-vision.num_hidden_layers - 1} and "
+                f"{vision.num_hidden_layers}, found {vision.feature_layer}"
+            )
+
+    @property
+    def scan_width(self) -> int | None:
+        """Width of the connector's VSS; None without one."""
+        widths = {"mlp": None, "vss_mlp": self.vision.hidden_size, "vss_l2": self.language_model.d_model}
+        return widths[self.connector.kind]
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """What fixes the shapes and meaning of the parameters: equal for checkpoints that one model can load."""
+        return {name: to_dict(self)[name] for name in ("vision", "connector", "language_model")}
+
+
+# =============================================================================
+# JSON
+# =============================================================================
+
+T = TypeVar("T")
+
+
+def to_dict(config: ModelConfig) -> dict[str, Any]:
+    """The configuration as plain data, ready for JSON."""
+    return {"format": FORMAT, **json.loads(json.dumps(dataclasses.asdict(config)))}
+
+
+def from_dict(data: Any, where: str) -> ModelConfig:
+    """Read what `to_dict` wrote. Every field must be there and no other: `ModelError` names those that differ.
+
+    `where` names the file in messages.
+    """
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        found = data.get("format") if isinstance(data, dict) else type(data).__name__
+        raise ModelError(
+            f'{where}: expected a VL-Mamba configuration with "format": "{FORMAT}", found {found!r}. '
+            "Build a checkpoint with `vlmamba-eval assemble` or `vlmamba-train`."
+        )
+    return _read(ModelConfig, {key: value for key, value in data.items() if key != "format"}, where, "")
+
+
+def load_config(folder: Path) -> ModelConfig:
+    """The configuration of a checkpoint folder."""
+    path = folder / "config.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{folder} is no checkpoint: config.json is missing") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelError(f"{path}: expected JSON, found: {error}") from error
+    return from_dict(data, str(path))
+
+
+def _read(kind: type[T], data: Any, where: str, at: str) -> T:
+    if not isinstance(data, dict):
+        raise ModelError(f"{where}: {at or 'the file'} must be an object, found {data!r}")
+    hints = typing.get_type_hints(kind)
+    names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    missing = sorted(set(names) - set(data))
+    unknown = sorted(set(data) - set(names))
+    if missing or unknown:
+        parts = [f"missing: {', '.join(missing)}"] * bool(missing) + [f"unknown: {', '.join(unknown)}"] * bool(unknown)
+        raise ModelError(
+            f"{where}: the fields of {at or 'the configuration'} differ from what is known; " + "; ".join(parts)
+        )
+    return kind(**{name: _value(hints[name], data[name], where, f"{at}.{name}".lstrip(".")) for name in names})
+
+
+def _value(hint: Any, value: Any, where: str, at: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return _read(typing.cast(type, hint), value, where, at)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise ModelError(f"{where}: {at} must be one of {', '.join(map(repr, arguments))}, found {value!r}")
+    if origin is tuple and isinstance(value, list):
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(kinds) == len(value):
+            return tuple(_value(kind, item, where, at) for kind, item in zip(kinds, value, strict=True))
+    elif origin is dict and isinstance(value, dict):
+        return {_value(arguments[0], k, where, at): _value(arguments[1], v, where, at) for k, v in value.items()}
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(hint, type) and not isinstance(hint, types.GenericAlias) and type(value) is hint:
+        return value
+    raise ModelError(f"{where}: {at} must be {getattr(hint, '__name__', None) or hint}, found {value!r}")
+
+
+# =============================================================================
+# Presets
+# =============================================================================
+
+# google/siglip-so400m-patch14-384: 27 x 27 = 729 tokens of width 1152.
+SIGLIP = VisionConfig(
+    kind="siglip",
+    image_size=384,
+    patch_size=14,
+    hidden_size=1152,
+    num_hidden_layers=27,
+    num_attention_heads=16,
+    intermediate_size=4304,
+    layer_norm_eps=1e-6,
+    hidden_act="gelu_pytorch_tanh",
+)
+# openai/clip-vit-large-patch14-336: 24 x 24 = 576 tokens of width 1024.
+CLIP = VisionConfig(
+    kind="clip",
+    image_size=336,
+    patch_size=14,
+    hidden_size=1024,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    intermediate_size=4096,
+    layer_norm_eps=1e-5,
+    hidden_act="quick_gelu",
+)
+SIGLIP_PIXELS = PreprocessingConfig(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+CLIP_PIXELS = PreprocessingConfig(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711))
+
+# The sizes of state-spaces/mamba-*.
+MAMBA = {
+    "130m": LanguageModelConfig(d_model=768, n_layer=24),
+    "370m": LanguageModelConfig(d_model=1024, n_layer=48),
+    "790m": LanguageModelConfig(d_model=1536, n_layer=48),
+    "1.4b": LanguageModelConfig(d_model=2048, n_layer=48),
+    "2.8b": LanguageModelConfig(d_model=2560, n_layer=64),
+}
+
+HUB = {
+    "siglip": "google/siglip-so400m-patch14-384",
+    "clip": "openai/clip-vit-large-patch14-336",
+    "1.4b": "state-spaces/mamba-1.4b",
+    "2.8b": "state-spaces/mamba-2.8b",
+    "2.8b-slimpj": "state-spaces/mamba-2.8b-slimpj",
+}
+
+
+def _preset(name: str, encoder: Literal["siglip", "clip"], size: str, connector: ConnectorConfig) -> ModelConfig:
+    return ModelConfig(
+        name=name,
+        vision=SIGLIP if encoder == "siglip" else CLIP,
+        preprocessing=SIGLIP_PIXELS if encoder == "siglip" else CLIP_PIXELS,
+        connector=connector,
+        language_model=MAMBA[size.removesuffix("-slimpj")],
+        provenance=Provenance(sources={"vision": HUB[encoder], "language_model": HUB[size]}),
+    )
+
+
+_MLP = ConnectorConfig("mlp")
+_VSS_MLP = ConnectorConfig("vss_mlp")
+_VSS_L2 = ConnectorConfig("vss_l2")
+
+# `provenance.sources` of a preset names the published parts that `assemble` takes by default.
+PRESETS: dict[str, ModelConfig] = {
+    preset.name: preset
+    for preset in (
+        _preset("vlmamba-2.8b", "siglip", "2.8b-slimpj", _VSS_L2),
+        _preset("vlmamba-1.4b", "siglip", "1.4b", _VSS_L2),
+        # Table 2: the language model, with CLIP and the MLP.
+        _preset("vlmamba-1.4b-clip-mlp", "clip", "1.4b", _MLP),
+        _preset("vlmamba-2.8b-pile-clip-mlp", "clip", "2.8b", _MLP),
+        _preset("vlmamba-2.8b-clip-mlp", "clip", "2.8b-slimpj", _MLP),
+        # Tables 3 and 4: the encoder, then the connector. The last row of both is vlmamba-2.8b.
+        _preset("vlmamba-2.8b-mlp", "siglip", "2.8b-slimpj", _MLP),
+        _preset("vlmamba-2.8b-vss-mlp", "siglip", "2.8b-slimpj", _VSS_MLP),
+        # Table 5: the scan.
+        _preset("vlmamba-2.8b-csm", "siglip", "2.8b-slimpj", replace(_VSS_L2, scan="csm")),
+        # The same code at a size that runs anywhere; trained on the bundled kind of scenes.
+        ModelConfig(
+            name="vlmamba-tiny",
+            vision=VisionConfig(
+                kind="siglip",
+                image_size=96,
+                patch_size=8,
+                hidden_size=192,
+                num_hidden_layers=6,
+                num_attention_heads=6,
+                intermediate_size=768,
+                layer_norm_eps=1e-6,
+                hidden_act="gelu_pytorch_tanh",
+                feature_layer=-1,
+            ),
+            preprocessing=SIGLIP_PIXELS,
+            connector=_VSS_L2,
+            language_model=LanguageModelConfig(d_model=192, n_layer=6, vocab_size=1536),
+            tokenizer=TokenizerConfig(source="vlmamba-tiny"),
+        ),
+    )
+}

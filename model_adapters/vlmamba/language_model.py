@@ -1,0 +1,372 @@
+"""Mamba-1 (arXiv 2312.00752), the language model of VL-Mamba, with a state that can be saved, forked and continued.
+
+Parameters carry the names of state-spaces/mamba@e9594ce (mamba_ssm/modules/mamba_simple.py,
+mamba_ssm/models/mixer_seq_simple.py). Right padding alone is legal, and it never touches a state.
+
+Glossary (symbols of the paper in brackets)
+    b, l      rows, tokens of a row
+    s         saved states
+    d_model   width of the residual stream                         [D]
+    d, d_inner  expand * d_model, channels of the scan             [E D]
+    n, d_state  numbers of state a channel                         [N]
+    k, d_conv   width of the causal convolution
+    r, dt_rank  rank of the step size's projection
+    dt        step size [Delta];  A, B, C, D of the recurrence     [A, B, C, D]
+    v         vocabulary
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vlmamba_eval.types import ModelError
+
+from .config import LanguageModelConfig
+from .linear import linear_of, pack
+from .scan import causal_conv, causal_conv_step, selective_scan, selective_step
+
+# These stay float32 whatever the precision of the rest: the recurrence is sensitive to them, and they are small.
+FLOAT32_PARAMETERS = (".A_log", ".D", ".dt_proj.bias")
+
+
+class RMSNorm(nn.Module):
+    """Root mean square norm, computed in float32."""
+
+    def __init__(self, width: int, eps: float = 1e-5):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width] of any precision -> float32."""
+        return F.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.eps)
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
+
+
+class MambaMixer(nn.Module):
+    """One Mamba-1 block, without norm and residual (state-spaces/mamba@e9594ce:mamba_ssm/modules/mamba_simple.py)."""
+
+    def __init__(self, d_model: int, d_state: int = 16, d_conv: int = 4, expand: int = 2):
+        super().__init__()
+        self.d_model, self.d_state, self.d_conv = d_model, d_state, d_conv
+        self.d_inner = expand * d_model
+        self.dt_rank = -(-d_model // 16)
+        self.in_proj: nn.Module = nn.Linear(d_model, 2 * self.d_inner, bias=False)
+        self.conv1d = nn.Conv1d(self.d_inner, self.d_inner, d_conv, groups=self.d_inner, padding=d_conv - 1)
+        self.x_proj: nn.Module = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = nn.Linear(self.dt_rank, self.d_inner)
+        self.A_log = nn.Parameter(torch.empty(self.d_inner, d_state))
+        self.D = nn.Parameter(torch.empty(self.d_inner))
+        self.out_proj: nn.Module = nn.Linear(self.d_inner, d_model, bias=False)
+        self._A: Tensor | None = None
+        self._dt_matrix: nn.Module | None = None
+        self.reset_ssm()
+
+    def reset_parameters(self) -> None:
+        for layer in (self.in_proj, self.conv1d, self.x_proj, self.out_proj):
+            cast(nn.Linear, layer).reset_parameters()
+        self.reset_ssm()
+
+    @torch.no_grad()
+    def reset_ssm(self) -> None:
+        """Mamba's own start of the recurrence: A = -(1..N), step sizes log-uniform between 0.001 and 0.1, D = 1."""
+        nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
+        low, high = math.log(1e-3), math.log(1e-1)
+        dt = torch.exp(torch.rand_like(self.D) * (high - low) + low).clamp(min=1e-4)  # [d]
+        # The inverse of softplus, so that softplus(bias) is the step size drawn above.
+        self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+        steps = torch.arange(1, self.d_state + 1, device=self.A_log.device, dtype=torch.float32)
+        self.A_log.copy_(torch.log(steps).expand(self.d_inner, -1))
+        nn.init.ones_(self.D)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the matrices and of what runs through them."""
+        return self.conv1d.weight.dtype
+
+    def decay(self) -> Tensor:
+        """A of the recurrence, [n, d], negative float32."""
+        return self._A if self._A is not None else -torch.exp(self.A_log.float()).T
+
+    def raw_dt(self, low_rank: Tensor) -> Tensor:
+        """The step size before its bias, which the scan adds in float32: [..., r] -> [..., d]."""
+        return F.linear(low_rank, self.dt_proj.weight) if self._dt_matrix is None else self._dt_matrix(low_rank)
+
+    @torch.no_grad()
+    def prepare_for_inference(self) -> None:
+        """Fix A and pack the matrices for this machine. The block cannot be trained or saved afterwards."""
+        self._A = self.decay().contiguous()
+        self.in_proj, self.x_proj, self.out_proj = pack(self.in_proj), pack(self.x_proj), pack(self.out_proj)
+        self._dt_matrix = pack(linear_of(self.dt_proj.weight))
+
+    def forward(
+        self,
+        u: Tensor,
+        tail: Tensor | None = None,
+        state: Tensor | None = None,
+        rows: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run the block over `u` [b, l, d_model], from saved states if there are any.
+
+        `tail` [s, k-1, d] and `state` [s, n, d] are what earlier tokens left; `rows` [b] says which of them each row
+        continues (-1: none; None: the row of equal number, or the only one). `lengths` [b] are the rows' true lengths.
+
+        Returns the output [b, l, d_model], undefined but finite beyond the lengths, and the rows' tails and states.
+        """
+        x, z = self.in_proj(u).chunk(2, dim=-1)  # 2 x [b, l, d]
+        x, tail = causal_conv(x, self.conv1d.weight[:, 0], self.conv1d.bias, tail=tail, rows=rows, lengths=lengths)
+        dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        dt = self.raw_dt(dt)  # [b, l, d]
+        y, state = selective_scan(
+            x, dt, self.decay(), B, C, self.D, z, dt_bias=self.dt_proj.bias, state=state, rows=rows, lengths=lengths
+        )  # [b, l, d], [b, n, d]
+        return self.out_proj(y), tail, state  # [b, l, d_model]
+
+    def step(self, u: Tensor, tail: Tensor, state: Tensor) -> Tensor:
+        """One token a row: `u` [b, d_model] -> [b, d_model]; `tail` and `state` are brought up to date in place."""
+        x, z = self.in_proj(u[:, None]).chunk(2, dim=-1)  # 2 x [b, 1, d]
+        x, _ = causal_conv_step(x, self.conv1d.weight[:, 0], self.conv1d.bias, tail=tail, out=tail)
+        dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        dt = self.raw_dt(dt)  # [b, 1, d]
+        y, _ = selective_step(
+            x, dt, self.decay(), B, C, self.D, z, dt_bias=self.dt_proj.bias, state=state, out=state
+        )  # [b, 1, d]
+        return self.out_proj(y)[:, 0]  # [b, d_model]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """All that the model remembers of the tokens it has read, for `s` rows.
+
+    For each layer the convolution's last inputs [s, k-1, d], in the precision of the weights, and the recurrent state
+    [s, n, d] in float32.
+    """
+
+    tails: tuple[Tensor, ...]
+    states: tuple[Tensor, ...]
+
+    def __len__(self) -> int:
+        return self.states[0].shape[0]
+
+    def select(self, rows: Tensor) -> State:
+        """The state of the given rows, in that order, as a copy; a row named twice is forked."""
+        return State(
+            tuple(tail.index_select(0, rows) for tail in self.tails),
+            tuple(state.index_select(0, rows) for state in self.states),
+        )
+
+    def fork(self, n: int) -> State:
+        """The state of one row, `n` times, as a view: nothing is copied, and steps need `select` first."""
+        return State(
+            tuple(tail.expand(n, -1, -1) for tail in self.tails),
+            tuple(state.expand(n, -1, -1) for state in self.states),
+        )
+
+    @staticmethod
+    def cat(states: list[State]) -> State:
+        """The rows of several states, one after the other."""
+        if len(states) == 1:
+            return states[0]
+        return State(
+            tuple(torch.cat(tails) for tails in zip(*(state.tails for state in states), strict=True)),
+            tuple(torch.cat(layer) for layer in zip(*(state.states for state in states), strict=True)),
+        )
+
+
+class Block(nn.Module):
+    """Norm, mixer, residual."""
+
+    def __init__(self, config: LanguageModelConfig):
+        super().__init__()
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        self.mixer = MambaMixer(config.d_model, config.d_state, config.d_conv, config.expand)
+
+    def forward(
+        self, x: Tensor, tail: Tensor | None, state: Tensor | None, rows: Tensor | None, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The residual stream [b, l, d_model] in float32, and the mixer's tails and states."""
+        y, new_tail, new_state = self.mixer(self.norm(x).to(self.mixer.dtype), tail, state, rows, lengths)
+        return _add(x, y), new_tail, new_state
+
+
+class Backbone(nn.Module):
+    """Embeddings, blocks and final norm: the level that state-spaces' parameter names have."""
+
+    def __init__(self, config: LanguageModelConfig):
+        super().__init__()
+        self.embedding = nn.Embedding(config.padded_vocab_size, config.d_model)
+        self.layers = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
+        self.norm_f = RMSNorm(config.d_model, config.norm_eps)
+
+
+class LanguageModel(nn.Module):
+    """A Mamba-1 language model with tied embeddings and a float32 residual stream.
+
+    `gradient_checkpointing` recomputes each block in the backward pass instead of keeping its activations.
+    """
+
+    def __init__(self, config: LanguageModelConfig):
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config)
+        self.gradient_checkpointing = False
+        self._head: nn.Module | None = None
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """The start of state-spaces/mamba@e9594ce:mamba_ssm/models/mixer_seq_simple.py:89-126."""
+        nn.init.normal_(self.backbone.embedding.weight, std=0.02)
+        for block in self.blocks:
+            block.norm.reset_parameters()
+            block.mixer.reset_parameters()
+            cast(nn.Linear, block.mixer.out_proj).weight /= math.sqrt(self.config.n_layer)
+        self.backbone.norm_f.reset_parameters()
+
+    @property
+    def blocks(self) -> list[Block]:
+        return cast("list[Block]", list(self.backbone.layers))
+
+    def prepare_for_inference(self) -> None:
+        """Pack the matrices for this machine; see `MambaMixer.prepare_for_inference`."""
+        for block in self.blocks:
+            block.mixer.prepare_for_inference()
+        self._head = pack(linear_of(self.backbone.embedding.weight))
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids [...] -> embeddings [..., d_model]."""
+        return self.backbone.embedding(ids)
+
+    def prefill(
+        self,
+        embeds: Tensor,
+        state: State | None = None,
+        lengths: Tensor | None = None,
+        rows: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """Read `embeds` [b, l, d_model], continuing saved states if there are any.
+
+        `rows` int64 [b] names the row of `state` that each row continues, -1 for none; without it row i continues
+        row i, or all rows continue the only one. `lengths` int64 [b] are the true lengths of rows padded on the right;
+        padding changes no state by a bit.
+
+        Returns the residual stream [b, l, d_model] in float32 before the final norm, for `logits`, and the state after
+        the last true token of each row. `state` is left as it was.
+        """
+        x = embeds.to(torch.float32, copy=True)  # [b, l, d_model]
+        tails, states = [], []
+        for i, block in enumerate(self.blocks):
+            before = (None, None) if state is None else (state.tails[i], state.states[i])
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x, tail, ssm = cast(
+                    "tuple[Tensor, Tensor, Tensor]", checkpoint(block, x, *before, rows, lengths, use_reentrant=False)
+                )
+            else:
+                x, tail, ssm = block(x, *before, rows, lengths)
+            tails.append(tail)
+            states.append(ssm)
+        return x, State(tuple(tails), tuple(states))
+
+    forward = prefill
+
+    @torch.no_grad()
+    def step(self, ids: Tensor, state: State) -> Tensor:
+        """Read one token a row, ids [b]; `state` (b rows, no views) is brought up to date in place.
+
+        Returns the residual stream [b, d_model], for `logits`.
+        """
+        x = self.embed(ids).to(torch.float32, copy=True)  # [b, d_model]
+        for block, tail, ssm in zip(self.blocks, state.tails, state.states, strict=True):
+            x += block.mixer.step(block.norm(x).to(block.mixer.dtype), tail, ssm)
+        return x
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Residual stream [..., d_model] -> logits [..., padded vocabulary] in float32."""
+        weight = self.backbone.embedding.weight
+        x = self.backbone.norm_f(x).to(weight.dtype)
+        return (self._head(x) if self._head is not None else F.linear(x, weight)).float()
+
+
+def _add(x: Tensor, y: Tensor) -> Tensor:
+    # In place where nobody will differentiate: large temporaries cost page faults.
+    return x + y if torch.is_grad_enabled() else x.add_(y)
+
+
+def keeps_float32(name: str) -> bool:
+    """Whether a parameter of this name stays in float32 in a model of lower precision."""
+    return name.endswith(FLOAT32_PARAMETERS)
+
+
+# =============================================================================
+# Names of published checkpoints
+# =============================================================================
+
+
+def config_from_published(data: dict[str, Any], where: str) -> LanguageModelConfig:
+    """Read the `config.json` of state-spaces/mamba-* or of transformers' MambaForCausalLM."""
+    try:
+        if "hidden_size" in data:
+            found = LanguageModelConfig(
+                d_model=data["hidden_size"],
+                n_layer=data["num_hidden_layers"],
+                vocab_size=data["vocab_size"],
+                pad_vocab_size_multiple=1,
+                d_state=data.get("state_size", 16),
+                d_conv=data.get("conv_kernel", 4),
+                expand=data.get("expand", 2),
+                norm_eps=data.get("layer_norm_epsilon", 1e-5),
+            )
+            rank = data.get("time_step_rank", "auto")
+            plain: dict[str, Any] = {
+                "use_bias": False,
+                "use_conv_bias": True,
+                "hidden_act": "silu",
+                "model_type": "mamba",
+            }
+            inner = data.get("intermediate_size", found.d_inner)
+        else:
+            ssm = data.get("ssm_cfg") or {}
+            found = LanguageModelConfig(
+                d_model=data["d_model"],
+                n_layer=data["n_layer"],
+                vocab_size=data["vocab_size"],
+                pad_vocab_size_multiple=data.get("pad_vocab_size_multiple", 8),
+                d_state=ssm.get("d_state", 16),
+                d_conv=ssm.get("d_conv", 4),
+                expand=ssm.get("expand", 2),
+            )
+            rank = ssm.get("dt_rank", "auto")
+            plain = {"rms_norm": True, "tie_embeddings": True, "layer": "Mamba1"}
+            data = {**data, "layer": ssm.get("layer", "Mamba1")}
+            inner = found.d_inner
+    except KeyError as missing:
+        raise ModelError(
+            f"{where}: expected the configuration of a Mamba-1 language model, {missing} is missing"
+        ) from None
+    wrong = [f"{key} = {data[key]!r} (expected {want!r})" for key, want in plain.items() if data.get(key, want) != want]
+    if rank not in ("auto", found.dt_rank):
+        wrong.append(f"dt_rank = {rank!r} (expected {found.dt_rank})")
+    if inner != found.d_inner:
+        wrong.append(f"intermediate_size = {inner!r} (expected {found.d_inner})")
+    if wrong:
+        raise ModelError(f"{where}: not a Mamba-1 language model of the published kind: {', '.join(wrong)}")
+    return found
+
+
+def name_of_published(name: str) -> str | None:
+    """The parameter of `LanguageModel` that a tensor of a published file belongs to.
+
+    state-spaces and transformers name all but the embeddings alike. None for the output head, which is tied.
+    """
+    if name == "lm_head.weight":
+        return None
+    return name.replace("backbone.embeddings.", "backbone.embedding.")

@@ -1,0 +1,121 @@
+"""The vision encoder: SigLIP or CLIP through transformers, up to the hidden state that the connector reads.
+
+An image is prepared on the CPU with PIL alone and kept as bytes; scaling and normalising happen on the device, through
+a table of the 256 possible values, so that they equal transformers' image processors exactly.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from .config import PreprocessingConfig, VisionConfig
+
+# Padding makes a square of the long side; beyond this many times the encoder's size an image is halved first, so that
+# a strip of 1 x 20000 pixels does not become 400 million. No benchmark image comes near it.
+_LARGEST = 16
+
+
+def prepare(image: Image.Image, size: int, config: PreprocessingConfig) -> Tensor:
+    """A decoded image -> its pixels, uint8 [3, size, size]. Thread-safe.
+
+    `pad` is `expand2square` of haotian-liu/LLaVA@c121f04:llava/mm_utils.py:152 with the encoder's mean colour; `crop`
+    and `resize` are what CLIP's and SigLIP's own processors do. Any mode is converted to RGB first.
+    """
+    image = image.convert("RGB")
+    excess = max(image.size) // (_LARGEST * size)
+    if excess:
+        image = image.reduce(excess + 1)
+    width, height = image.size
+    if config.fit == "pad" and width != height:
+        side = max(width, height)
+        red, green, blue = (int(channel * 255) for channel in config.mean)
+        square = Image.new("RGB", (side, side), (red, green, blue))
+        square.paste(image, ((side - width) // 2, (side - height) // 2))
+        image = square
+    if config.fit == "crop":
+        short, long = min(width, height), max(width, height)
+        scaled = int(size * long / short)
+        image = image.resize((size, scaled) if width <= height else (scaled, size), resample=Image.Resampling.BICUBIC)
+        left, top = (image.width - size) // 2, (image.height - size) // 2
+        image = image.crop((left, top, left + size, top + size))
+    else:
+        image = image.resize((size, size), resample=Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # [3, size, size]
+
+
+def normalisation_table(config: PreprocessingConfig) -> Tensor:
+    """What each of the 256 values of a channel becomes, float32 [3, 256], rounded as transformers' processors round."""
+    scaled = (np.arange(256).astype(np.float64) * (1 / 255)).astype(np.float32)
+    mean, std = (np.array(values, dtype=np.float32)[:, None] for values in (config.mean, config.std))
+    return torch.from_numpy((scaled - mean) / std)
+
+
+class VisionTower(nn.Module):
+    """Embeddings and the first layers of the encoder; what stands above the chosen hidden state does not exist here."""
+
+    def __init__(self, config: VisionConfig, preprocessing: PreprocessingConfig):
+        super().__init__()
+        self.config = config
+        self.preprocessing = preprocessing
+        tower = _transformers_tower(config)
+        self.embeddings: Any = tower.embeddings
+        if config.kind == "clip":
+            self.pre_layrnorm: Any = tower.pre_layrnorm
+        self.encoder: Any = tower.encoder
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """uint8 pixels [i, 3, h, w], as `prepare` makes them -> patch features [i, t, c], row by row."""
+        table = normalisation_table(self.preprocessing).to(pixels.device)  # [3, 256]
+        channels = torch.arange(3, device=pixels.device)[:, None, None]
+        x = table[channels, pixels.long()]  # [i, 3, h, w]
+        x = self.embeddings(x)  # [i, t (+ 1), c]
+        if self.config.kind == "clip":
+            x = self.pre_layrnorm(x)
+        x = self.encoder(inputs_embeds=x).last_hidden_state
+        return x[:, 1:] if self.config.kind == "clip" else x  # [i, t, c]
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Random weights: matrices by fan-in, biases zero, norms one."""
+        for name, parameter in self.named_parameters():
+            if "norm" in name and name.endswith("weight"):
+                nn.init.ones_(parameter)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif "embedding" in name and "patch" not in name:
+                nn.init.normal_(parameter, std=0.02)
+            else:
+                nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+        self.reset_buffers()
+
+    @torch.no_grad()
+    def reset_buffers(self) -> None:
+        """Number the positions anew, where the module was made without memory."""
+        weight = self.embeddings.position_embedding.weight
+        self.embeddings.position_ids = torch.arange(weight.shape[0], device=weight.device)[None]
+
+
+def _transformers_tower(config: VisionConfig) -> nn.Module:
+    from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
+
+    shared = {
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.layers_used,
+        "num_attention_heads": config.num_attention_heads,
+        "intermediate_size": config.intermediate_size,
+        "layer_norm_eps": config.layer_norm_eps,
+        "hidden_act": config.hidden_act,
+    }
+    if config.kind == "siglip":
+        model = SiglipVisionModel(SiglipVisionConfig(**shared, vision_use_head=False))
+    else:
+        model = CLIPVisionModel(CLIPVisionConfig(**shared))
+    # transformers before 5.6 keeps the same modules one level deeper.
+    return cast(nn.Module, getattr(model, "vision_model", model))
