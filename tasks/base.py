@@ -128,11 +128,13 @@ def accuracy_metrics(sums: Sums, headline: str = "accuracy", **fixed: Any) -> It
 
 
 def llava_question(row: Row) -> str:
-    """The question in a row of LLaVA's question file: its `text` without the last line, which asks for a short answer."""
+    """The question of a row of LLaVA's question file: `text` without its last line, which asks for a short answer."""
     text = row.text("text")
     question = text.removesuffix(f"\n{SHORT_ANSWER}")
     if question == text:
-        row.fail(f"field 'text' should end with the line {SHORT_ANSWER!r}, as LLaVA's question files do; found {text!r}.")
+        row.fail(
+            f"field 'text' should end with the line {SHORT_ANSWER!r}, as LLaVA's question files do; found {text!r}."
+        )
     return question
 
 

@@ -1,0 +1,157 @@
+"""POPE: does the model see objects that are not there?
+
+Paper   Li et al. 2023, Evaluating Object Hallucination in Large Vision-Language Models, arXiv 2305.10355
+Data    https://github.com/AoiDragon/POPE/tree/e3e39262c85a6a83f26cf5094022a782cb0df58d/output/coco, on 500 pictures of
+        COCO val2014. Three lists (random, popular, adversarial) share the pictures and the 1,500 "yes" questions; LLaVA
+        pins this commit, whose random list has 2,910 rows. The repository's head and the hub have 3,000: `pope_9000`.
+Scorer  https://github.com/haotian-liu/LLaVA/blob/c121f0432da2/llava/eval/eval_pope.py (counts per split; the published
+        number is 100 times the mean of the three F1)
+
+One row of coco_pope_popular.json, which is JSON lines in spite of its name:
+    {"question_id": 1, "image": "COCO_val2014_000000310196.jpg", "text": "Is there a snowboard in the image?",
+     "label": "yes"}
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from tasks.base import SHORT_ANSWER, Task, TaskInfo, llava_question
+from vlmamba_eval.types import Graded, ImageRef, Metric, Sample, Verdict
+
+if TYPE_CHECKING:
+    from vlmamba_eval.data import Folder, Hub
+    from vlmamba_eval.stats import Sums
+
+SPLITS = ("adversarial", "random", "popular")  # in the order of LLaVA's question file
+FIRST_ID = {"adversarial": 0, "random": 10_000_000, "popular": 20_000_000}  # LLaVA's question_id minus POPE's
+OUTCOME = {("yes", "yes"): "TP", ("yes", "no"): "FP", ("no", "no"): "TN", ("no", "yes"): "FN"}  # (answer, label)
+
+
+class Pope(Task):
+    def __init__(self, info: TaskInfo) -> None:
+        self.info = info
+
+    def load(self, data: Folder) -> list[Sample]:
+        images = data.find_optional("val2014", "coco/val2014", "vqav2/val2014") or data.root / "pope" / "val2014"
+        names = {s: (f"coco/coco_pope_{s}.json", f"output/coco/coco_pope_{s}.json") for s in SPLITS}
+        llava = data.find_optional("llava_pope_test.jsonl")
+        samples: list[Sample] = []
+        if llava and not any(data.find_optional(*name) for name in names.values()):
+            for row in data.jsonl(llava):
+                split = row.one_of("category", SPLITS)
+                image = data.image(images, row.text("image"), row.where)
+                number = row.integer("question_id") - FIRST_ID[split]
+                samples.append(_sample(split, number, image, llava_question(row), None, row.where))
+            return samples
+        for split in SPLITS:
+            for row in data.jsonl(data.find(*names[split], what=f"POPE's {split} list (JSON lines)")):
+                image = data.image(images, row.text("image"), row.where)
+                label = row.one_of("label", ("yes", "no"))
+                samples.append(_sample(split, row.integer("question_id"), image, row.text("text"), label, row.where))
+        return samples
+
+    def load_hub(self, hub: Hub) -> list[Sample]:
+        if not self.info.hub:
+            return super().load_hub(hub)
+        samples: list[Sample] = []
+        for row in hub.rows(self.info.hub, "test", image="image"):
+            split, number = row.one_of("category", SPLITS), row.identifier("question_id")
+            if not number.isdecimal():
+                row.fail(f"field 'question_id' should be a number, found {number!r}.")
+            # Each picture is stored once for each of its questions; its COCO name is its identity.
+            image = row.image("image", key=f"{self.info.hub}/{row.text('image_source')}")
+            label = row.one_of("answer", ("yes", "no"))
+            samples.append(_sample(split, int(number), image, row.text("question"), label, row.where))
+        return samples
+
+    def prompt(self, sample: Sample) -> str:
+        return f"{sample.question}\n{SHORT_ANSWER}"
+
+    def grade(self, sample: Sample, text: str) -> Verdict:
+        """The official reading: a word No, no or not, between single spaces, before the first period; otherwise yes.
+
+        So "NO", "Nope", "No!" and the empty answer are a yes; `valid` tells where there is no yes or no at all.
+        """
+        words = text.split(".")[0].replace(",", "").split(" ")
+        parsed = "no" if {"No", "no", "not"}.intersection(words) else "yes"
+        valid = re.search(r"\b(yes|no|not)\b", text, re.IGNORECASE) is not None
+        return Verdict(parsed, float(parsed == sample.target), valid)
+
+    def count(self, graded: Sequence[Graded]) -> Iterator[tuple[str, float]]:
+        """Outcomes, `yes` is positive. A missing answer is counted as the wrong one, but not as an answer."""
+        for item in graded:
+            label = str(item.sample.target)
+            answer = item.verdict.parsed if item.verdict else {"yes": "no", "no": "yes"}[label]
+            for group in ("all", *item.sample.groups):
+                yield f"{OUTCOME[str(answer), label]}|{group}", 1
+                if item.verdict:
+                    yield f"answered|{group}", 1
+                    yield f"answered yes|{group}", item.verdict.parsed == "yes"
+
+    def metrics(self, sums: Sums) -> Iterator[Metric]:
+        values = {group: _ratios(sums, group) for group in ("all", *SPLITS)}
+        yield Metric("mean_f1", sum(values[split]["f1"] for split in SPLITS) / len(SPLITS), headline=True)
+        yield Metric("mean_accuracy", sum(values[split]["accuracy"] for split in SPLITS) / len(SPLITS))
+        yield Metric("pooled_f1", values["all"]["f1"])
+        yield Metric("pooled_accuracy", values["all"]["accuracy"])
+        for split in SPLITS:
+            for name, value in values[split].items():
+                yield Metric(name, value, split=split)
+
+    def continuations(self, sample: Sample) -> tuple[str, ...]:
+        return ("Yes", "No")
+
+
+def _sample(split: str, number: int, image: ImageRef, question: str, label: str | None, where: str) -> Sample:
+    external_id = str(FIRST_ID[split] + number)
+    return Sample(f"{split}/{number}", image, question, label, groups=(split,), external_id=external_id, where=where)
+
+
+def _ratios(sums: Sums, group: str) -> dict[str, Any]:
+    """The five numbers of the official script in percent, NaN where undefined (there it divides by zero)."""
+    tp, fp, tn, fn = (sums[f"{outcome}|{group}"] for outcome in ("TP", "FP", "TN", "FN"))
+    return {
+        "accuracy": 100 * sums.ratio(tp + tn, tp + fp + tn + fn),
+        "precision": 100 * sums.ratio(tp, tp + fp),
+        "recall": 100 * sums.ratio(tp, tp + fn),
+        "f1": 100 * sums.ratio(2 * tp, 2 * tp + fp + fn),
+        "yes_ratio": 100 * sums.ratio(sums[f"answered yes|{group}"], sums[f"answered|{group}"]),
+    }
+
+
+PINNED = TaskInfo(
+    name="pope",
+    title="POPE",
+    measures="object hallucination: is there a ... in the image? (yes or no)",
+    split="COCO val2014",
+    questions=8_910,
+    images=500,
+    headline="mean_f1",
+    max_new_tokens=128,
+    paper="https://arxiv.org/abs/2305.10355",
+    scorer="https://github.com/haotian-liu/LLaVA/blob/c121f0432da2/llava/eval/eval_pope.py",
+    folders=("pope",),
+    sources=(
+        "The three lists: https://github.com/AoiDragon/POPE/tree/e3e39262c85a6a83f26cf5094022a782cb0df58d/output/coco "
+        "into pope/coco",
+        "The pictures: COCO val2014 (http://images.cocodataset.org/zips/val2014.zip, 6 GB) into pope/val2014",
+    ),
+)
+HEAD = replace(
+    PINNED,
+    name="pope_9000",
+    title="POPE (9,000)",
+    questions=9_000,
+    folders=("pope_9000", "pope"),
+    hub="lmms-lab-encoder/POPE",
+    sources=(
+        "The three lists: https://github.com/AoiDragon/POPE, folder output/coco, into pope_9000/coco",
+        PINNED.sources[1],
+    ),
+)
+
+TASKS = (Pope(PINNED), Pope(HEAD))
