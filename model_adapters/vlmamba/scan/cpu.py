@@ -1,4 +1,113 @@
-"""The eager backend: in place, block by block, without ever holding [b, l, n, d]."""
+"""The eager backend: PyTorch operators in place, block of tokens by block, never a tensor [b, l, n, d].
+
+A block's decays are computed at once into a work buffer, and the scan then turns them into the block's states where
+they stand: two in-place operators a token, one batched product with C a block. The working set stays near the caches.
+Measured against parallel scans, this sequential form wins on a CPU: a step is n x d wide already, and a parallel scan
+streams [b, l, n, d] through memory several times.
+
+Two details decide the speed. exp2 is several times faster than exp, which PyTorch may hand to MKL: A is scaled by
+log2(e) once. And two buffers take turns, so that the last state of a block survives the next block's decays uncopied.
+"""
+
 from __future__ import annotations
 
-from model_adapters.vlmamba.scan.reference import causal_conv, selective_scan  # noqa: F401
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model_adapters.vlmamba.scan.reference import initial, last_inputs, padding, settle
+
+LOG2E = math.log2(math.e)
+
+# Elements of a work buffer, 4 MB in float32. Measured at 1 to 64 rows of 1536 channels: from a quarter of it to
+# twice as many differ by 15 % at most.
+BLOCK = 1 << 20
+
+
+def selective_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor | None = None,
+    *,
+    dt_bias: Tensor | None = None,
+    state: Tensor | None = None,
+    rows: Tensor | None = None,
+    lengths: Tensor | None = None,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    (b, length, d), n = x.shape, A.shape[0]
+    work, dtype = torch.promote_types(x.dtype, torch.float32), x.dtype
+    pad = padding(lengths, length)
+    x, B, C, A, D = (t.to(work) for t in (x, B, C, A, D))
+    dt = step_size(dt.to(work), dt_bias, pad)  # [b, l, d]
+    dtx = dt * x  # [b, l, d]
+    if pad is not None:  # 0 x NaN is NaN: what stands in the padding must go itself
+        dtx, B = dtx.masked_fill_(pad, 0), B.masked_fill(pad, 0)
+    h = initial(state, rows, b, (n, d), work, x.device)  # [b, n, d]
+    if length == 0:
+        return torch.empty_like(x, dtype=dtype), settle(h, out)
+
+    # Time first, so that a step's slice is contiguous; the views of all steps are made at once.
+    A2 = A * LOG2E
+    dt_t = dt.transpose(0, 1)[:, :, None]  # [l, b, 1, d]
+    dtx_t = dtx.transpose(0, 1)[:, :, None].unbind(0)  # l x [b, 1, d]
+    B_t = B.transpose(0, 1)[..., None].unbind(0)  # l x [b, n, 1]
+    C_t = C.transpose(0, 1).reshape(length * b, 1, n)
+    y_t = x.new_empty(length * b, 1, d)
+    block = max(1, min(length, BLOCK // (b * n * d)))
+    buffers = x.new_empty(2 if block < length else 1, block, b, n, d)
+    for start in range(0, length, block):
+        size = min(block, length - start)
+        states = buffers[start // block % 2, :size]  # [t, b, n, d]
+        torch.mul(dt_t[start : start + size], A2, out=states)
+        states.exp2_()  # the decays; the states from here on
+        for t, decay in enumerate(states.unbind(0), start):
+            h = decay.mul_(h).addcmul_(B_t[t], dtx_t[t])  # [b, n, d]
+        tokens = slice(start * b, (start + size) * b)
+        torch.bmm(C_t[tokens], states.view(size * b, n, d), out=y_t[tokens])
+
+    y = torch.empty_like(x)
+    torch.addcmul(y_t.view(length, b, d).transpose(0, 1), x, D, out=y)
+    if z is not None:
+        y.mul_(F.silu(z.to(work)))
+    if pad is not None:
+        y.masked_fill_(pad, 0)
+    # A single step's buffer is the new state and nothing else: no copy.
+    return y.to(dtype), h if length == 1 and out is None else settle(h, out)
+
+
+def causal_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    tail: Tensor | None = None,
+    rows: Tensor | None = None,
+    lengths: Tensor | None = None,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    (b, length, d), k = x.shape, weight.shape[1]
+    work, dtype = torch.promote_types(x.dtype, torch.float32), x.dtype
+    inputs = torch.cat([initial(tail, rows, b, (k - 1, d), dtype, x.device), x], dim=1)  # [b, k-1+l, d]
+    new_tail = settle(last_inputs(inputs, k - 1, lengths), out)
+    inputs, taps = inputs.to(work), weight.to(work).t().contiguous()  # [k, d]
+    y = inputs[:, :length] * taps[0] if bias is None else torch.addcmul(bias.to(work), inputs[:, :length], taps[0])
+    for j in range(1, k):
+        y.addcmul_(inputs[:, j : j + length], taps[j])
+    F.silu(y, inplace=True)
+    pad = padding(lengths, length)
+    if pad is not None:
+        y.masked_fill_(pad, 0)
+    return y.to(dtype), new_tail
+
+
+def step_size(dt: Tensor, dt_bias: Tensor | None, pad: Tensor | None) -> Tensor:
+    """softplus(dt + dt_bias), and 0 at padding, so that a state rests there exactly."""
+    dt = F.softplus(dt if dt_bias is None else dt + dt_bias)
+    return dt if pad is None else dt.masked_fill_(pad, 0)
