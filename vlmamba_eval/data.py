@@ -184,6 +184,10 @@ class Folder:
         """The rows of a JSON-lines file, blank lines left out."""
         return read_jsonl(path)
 
+    def row(self, path: Path) -> Row:
+        """A JSON file that is one object."""
+        return Row(self.json(path), str(path))
+
     def rows(self, path: Path, field: str = "") -> list[Row]:
         """The rows of a JSON file that is a list, or holds one under `field`."""
         value = self.json(path)

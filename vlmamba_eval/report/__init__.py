@@ -1,0 +1,1 @@
+"""Tables from the scores of runs: `tables` builds and writes them, `console` shows them."""

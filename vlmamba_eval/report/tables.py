@@ -1,0 +1,277 @@
+"""The leaderboard as Markdown and as tidy CSV: pure functions of the runs' scores and the published numbers.
+
+Measured and published numbers never look alike: a measured one carries its interval and its run, a published one a dagger
+and its source. Whatever makes a number incomparable (SAMPLES, PARTIAL, INCOMPLETE, UNTRAINED, UNSCORED) stands beside it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlmamba_eval.baselines import Published
+from vlmamba_eval.store import read_scores, write_atomic
+
+MEANING = {
+    "SAMPLES": "the bundled samples, scenes drawn by this project: not comparable with any published number",
+    "PARTIAL": "not the benchmark's whole list of questions",
+    "INCOMPLETE": "some questions have no answer; they count as wrong",
+    "UNTRAINED": "random weights: the numbers only show that everything runs",
+    "UNSCORED": "no gold labels here; the answers are kept",
+}
+COLUMNS = (
+    "model task split category metric value ci_low ci_high n n_images n_unparsed n_missing n_error n_truncated "
+    "headline status source"
+).split()
+
+
+@dataclass(frozen=True)
+class RunScores:
+    """The scores of one run folder; `source` is its path as tables show it."""
+
+    source: str
+    values: Mapping[str, Any]
+
+    @property
+    def task(self) -> str:
+        """The task's name; a scoring other than generation is part of it, since the two are never mixed."""
+        scoring = self.values["scoring"]
+        return self.values["task"] + ("" if scoring == "generate" else f" ({scoring})")
+
+    @property
+    def headline(self) -> Mapping[str, Any] | None:
+        """The headline score, None where nothing could be scored."""
+        return next((score for score in self.values["scores"] if score["headline"]), None)
+
+
+def load_runs(folders: Iterable[Path], relative_to: Path) -> list[RunScores]:
+    """The scores of run folders, in the order of tasks, then models."""
+    from tasks.registry import all_tasks
+
+    order = {name: i for i, name in enumerate(all_tasks())}
+    runs = []
+    for folder in folders:
+        resolved = folder.resolve()
+        base = relative_to.resolve()
+        source = resolved.relative_to(base).as_posix() if resolved.is_relative_to(base) else folder.as_posix()
+        runs.append(RunScores(source, read_scores(folder)))
+    return sorted(runs, key=lambda run: (order.get(run.values["task"], 99), run.task, run.values["model"], run.source))
+
+
+# =============================================================================
+# The leaderboard: one row a model, one column a task
+# =============================================================================
+
+
+@dataclass(frozen=True)
+class Board:
+    """The leaderboard's cells as text. `rows` are (model, marks, published?, cells), cells in the order of `tasks`."""
+
+    tasks: tuple[str, ...]
+    headers: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[str, ...], bool, tuple[str, ...]], ...]
+    notes: tuple[str, ...]
+
+
+def board(runs: Sequence[RunScores], baselines: Sequence[Published]) -> Board:
+    """Arrange runs and published numbers in one table, measured rows first."""
+    titles = {run.task: (run.values["title"], run.values["headline"], run.values["scoring"]) for run in runs}
+    tasks = tuple(titles)
+    headers = tuple(
+        f"{title} {metric.replace('_', ' ')}" + ("" if scoring == "generate" else f" ({scoring})")
+        for title, metric, scoring in titles.values()
+    )
+    rows: list[tuple[str, tuple[str, ...], bool, tuple[str, ...]]] = []
+    notes: list[str] = []
+    for model, cells in _by_model(runs).items():
+        marks = [set(run.values["marks"]) for run in cells.values()]
+        common = set.intersection(*marks)
+        texts = []
+        for task in tasks:
+            run = cells.get(task)
+            own = "" if run is None else "".join(f" {mark}" for mark in run.values["marks"] if mark not in common)
+            texts.append("" if run is None else _value(run.headline) + own)
+        rows.append((model, tuple(mark for mark in MEANING if mark in common), False, tuple(texts)))
+        notes += [f"{mark}: {MEANING[mark]}." for mark in MEANING if any(mark in found for found in marks)]
+    for model in dict.fromkeys(row.model for row in baselines):
+        own = [row for row in baselines if row.model == model]
+        texts = []
+        for task in tasks:
+            name, metric = task, titles[task][1]
+            row = next(
+                (r for r in own if (r.task, r.metric, r.category) == (name, metric, "all")),
+                None,
+            )
+            if row is None:
+                texts.append("")
+                continue
+            caveat = f"{row.title}, {titles[task][0]}: {row.source}" + (f"; {row.note}" if row.note else "")
+            if row.split not in ("all", *(run.values["split"] for run in runs if run.task == task)):
+                caveat += f" (split: {row.split})"
+            notes.append(f"† {caveat}.")
+            texts.append(f"{row.value:g}†" if row.value >= 1000 else f"{row.value:.1f}†")
+        if any(texts):
+            rows.append((own[0].title, (), True, tuple(texts)))
+    return Board(tasks, headers, tuple(rows), tuple(dict.fromkeys(notes)))
+
+
+def _by_model(runs: Sequence[RunScores]) -> dict[str, dict[str, RunScores]]:
+    """One row a model; a second run of the same task is a row of its own, named by its key."""
+    rows: dict[str, dict[str, RunScores]] = {}
+    for run in runs:
+        name = run.values["model"]
+        if run.task in rows.get(name, {}):
+            name = f"{name} #{Path(run.source).name[:6]}"
+        rows.setdefault(name, {})[run.task] = run
+    return dict(sorted(rows.items()))
+
+
+def _value(score: Mapping[str, Any] | None) -> str:
+    if score is None or score["value"] is None:
+        return "-"
+    return number(score["value"]) + interval(score)
+
+
+def number(value: float | None) -> str:
+    """A value on the published scale: one decimal for MME points, two for percentages; `-` where undefined."""
+    if value is None:
+        return "-"
+    return f"{value:.1f}" if abs(value) >= 200 else f"{value:.2f}"
+
+
+def interval(score: Mapping[str, Any]) -> str:
+    """The 95 % interval in brackets, or nothing where there is none."""
+    if score["ci_low"] is None:
+        return ""
+    return f" [{number(score['ci_low'])}, {number(score['ci_high'])}]"
+
+
+# =============================================================================
+# Markdown
+# =============================================================================
+
+
+def markdown(runs: Sequence[RunScores], baselines: Sequence[Published]) -> str:
+    """The whole report: leaderboard, notes, and a table of every metric of every run."""
+    table = board(runs, baselines)
+    lines = ["# Leaderboard", ""]
+    lines += _markdown_table(
+        ("model", *table.headers),
+        [
+            (f"{model} (published)" if quoted else " ".join((f"**{escape(model)}**", *marks)), *cells)
+            for model, marks, quoted, cells in table.rows
+        ],
+        escaped=True,
+    )
+    lines += [
+        "",
+        "Measured values carry their 95 % interval, from the bootstrap over images; † published, not measured.",
+        "",
+    ]
+    lines += [f"- {escape(note)}" for note in table.notes]
+    for run in runs:
+        lines += ["", f"## {escape(run.values['title'])}: {escape(run.values['model'])}", ""]
+        lines += [" ".join([f"Task `{run.task}`, split {escape(run.values['split'])}.", *_described(run)]), ""]
+        if run.values["scores"]:
+            lines += _details(run)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _described(run: RunScores) -> list[str]:
+    values = run.values
+    marks = [f"**{mark}**: {MEANING[mark]}." for mark in values["marks"]]
+    counts = f"{values['n']:,} questions, {values['n_missing']:,} missing, {values['n_error']:,} failed."
+    return [counts, *marks, f"Run: `{run.source}`."]
+
+
+def _details(run: RunScores) -> list[str]:
+    """One row a group of questions, one column a metric."""
+    scores = run.values["scores"]
+    metrics = list(dict.fromkeys(score["metric"] for score in scores))
+    groups: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
+    for score in scores:
+        groups.setdefault((score["split"], score["category"]), {})[score["metric"]] = score
+    rows = []
+    for (split, category), found in groups.items():
+        some = next(iter(found.values()))
+        values = [number(found[m]["value"]) + interval(found[m]) if m in found else "" for m in metrics]
+        bold = [f"**{v}**" if m in found and found[m]["headline"] else v for m, v in zip(metrics, values, strict=True)]
+        counts = [f"{some[name]:,}" for name in ("n", "n_images", "n_unparsed", "n_truncated")]
+        rows.append((split, category, *bold, *counts))
+    headers = ["split", "category", *(metric.replace("_", " ") for metric in metrics)]
+    return _markdown_table([*headers, "n", "images", "unparsed", "truncated"], rows, escaped=False)
+
+
+def _markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, escaped: bool) -> list[str]:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell if escaped else escape(cell, keep="*") for cell in cells) + " |"
+
+    return [line(headers), "|" + "---|" * len(headers), *map(line, rows)]
+
+
+def escape(text: str, keep: str = "") -> str:
+    """Text that stays text in Markdown, on one line."""
+    text = re.sub(r"[\x00-\x1f\x7f\u202a-\u202e\u2066-\u2069]+", " ", text)
+    return re.sub(r"[\\`*_\[\]<>|]", lambda m: m[0] if m[0] in keep or m[0] in "[]_" else "\\" + m[0], text)
+
+
+# =============================================================================
+# Tidy CSV
+# =============================================================================
+
+
+def tidy(runs: Sequence[RunScores], baselines: Sequence[Published]) -> Any:
+    """One row per model, task, split, category and metric, as a `pandas.DataFrame` with the columns `COLUMNS`.
+
+    Published rows have `status` "published" and neither counts nor intervals. Only baselines of the tasks that were
+    run are listed.
+    """
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = []
+    for run in runs:
+        status = " ".join(["measured", *run.values["marks"]])
+        shared = {"model": run.values["model"], "task": run.task, "status": status, "source": run.source}
+        rows += [shared | dict(score) for score in run.values["scores"]]
+        if not run.values["scores"]:
+            counts = {name: run.values[name] for name in ("n", "n_missing", "n_error")}
+            rows.append(
+                shared | {"split": run.values["split"], "category": "all", "metric": run.values["headline"]} | counts
+            )
+    measured = {run.task for run in runs}
+    for row in baselines:
+        if row.task in measured:
+            rows.append(
+                {
+                    "model": row.model,
+                    "task": row.task,
+                    "split": row.split,
+                    "category": row.category,
+                    "metric": row.metric,
+                    "value": row.value,
+                    "status": "published",
+                    "source": f"{row.source} ({row.note})" if row.note else row.source,
+                }
+            )
+    frame = pd.DataFrame(rows, columns=pd.Index(COLUMNS))
+    for name in ("n", "n_images", "n_unparsed", "n_missing", "n_error", "n_truncated"):
+        frame[name] = frame[name].astype("Int64")
+    for name in ("model", "task", "split", "category", "metric", "status", "source"):
+        frame[name] = frame[name].map(_inert)
+    return frame
+
+
+def _inert(cell: object) -> object:
+    """A leading quote before what a spreadsheet would run as a formula (OWASP, CSV injection)."""
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in "=+-@\t\r" and cell else cell
+
+
+def write_leaderboard(out: Path, runs: Sequence[RunScores], baselines: Sequence[Published]) -> tuple[Path, Path]:
+    """Write `leaderboard.md` and `leaderboard.csv` into `out`, atomically; their absolute paths."""
+    paths = (out / "leaderboard.md").resolve(), (out / "leaderboard.csv").resolve()
+    write_atomic(paths[0], markdown(runs, baselines))
+    write_atomic(paths[1], tidy(runs, baselines).to_csv(index=False, lineterminator="\n"))
+    return paths
