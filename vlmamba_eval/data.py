@@ -13,7 +13,7 @@ import hashlib
 import io
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -338,7 +338,7 @@ class Hub:
     def rows(self, dataset: str, split: str, *, config: str | None = None, image: str | None = None) -> Iterator[Row]:
         """The rows of one split. Column `image`, where named, becomes an `ImageRef` (None where the row has none).
 
-        Raises `DataError` where the data set can't be had.
+        A column of lists of images becomes a tuple of them. Raises `DataError` where the data set can't be had.
         """
         import datasets
 
@@ -350,18 +350,17 @@ class Hub:
                 f"{dataset} ({config or 'default'}, {split}) cannot be loaded from the hub: {error}\n"
                 "Check the network, or put the official files into a folder and give it with --data DIR."
             ) from None
-        pictures = None
+        pictures: Iterator[Any] = iter(())
         if image is not None:
             if image not in loaded.column_names:
                 raise DataError(f"{dataset}: column {image!r} is missing; it has {', '.join(loaded.column_names)}.")
-            pictures = loaded.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+            pictures = _hub_images(loaded.select_columns([image]), image, f"{dataset}/{config}/{split}")
             loaded = loaded.remove_columns([image])
         for i, values in enumerate(loaded):
-            where = f"{dataset} ({split}) row {i}"
             row = dict(values)
             if image is not None:
-                row[image] = ImageRef(f"{dataset}/{config}/{split}/{i}", where, _hub_reader(pictures, i, image, where))
-            yield Row(row, where)
+                row[image] = next(pictures)
+            yield Row(row, f"{dataset} ({split}) row {i}")
 
     def _resolve(self, dataset: str) -> str | None:
         if dataset not in self.revisions:
@@ -380,14 +379,36 @@ class Hub:
         return self.revisions[dataset] or None
 
 
-def _hub_reader(pictures: Any, index: int, column: str, where: str) -> Callable[[], bytes]:
+def _hub_images(pictures: Any, column: str, name: str) -> Iterator[ImageRef | tuple[ImageRef, ...] | None]:
+    """What a data set's image column holds in each row; the pictures stay encoded until they are read."""
+    import datasets
+    import pyarrow
+    import pyarrow.compute
+
+    stored, feature, plain = pictures.data.column(column), pictures.features[column], datasets.Image(decode=False)
+    if isinstance(stored.type, pyarrow.ListType | pyarrow.LargeListType):
+        lengths = pyarrow.compute.call_function("list_value_length", [stored]).to_pylist()
+        pictures = pictures.cast_column(column, [plain] if isinstance(feature, list) else type(feature)(plain))
+        for i, length in enumerate(lengths):
+            yield tuple(_hub_image(pictures, column, name, i, place) for place in range(length or 0))
+    else:
+        there = stored.is_valid().to_pylist()
+        pictures = pictures.cast_column(column, plain)
+        for i, some in enumerate(there):
+            yield _hub_image(pictures, column, name, i) if some else None
+
+
+def _hub_image(pictures: Any, column: str, name: str, index: int, place: int | None = None) -> ImageRef:
+    where = f"{name} row {index}, column {column!r}" + ("" if place is None else f"[{place}]")
+
     def read() -> bytes:
         value = pictures[index][column]
+        value = value if place is None else value[place]
         if value is None or value.get("bytes") is None:
-            raise DataError(f"{where}: column {column!r} holds no image.")
+            raise DataError(f"{where} holds no image.")
         return value["bytes"]
 
-    return read
+    return ImageRef(f"{name}/{index}" if place is None else f"{name}/{index}/{place}", where, read)
 
 
 # =============================================================================

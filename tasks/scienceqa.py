@@ -1,0 +1,169 @@
+"""ScienceQA, test split: school science, two to five choices, with and without a picture.
+
+Paper   Lu et al. 2022, Learn to Explain: Multimodal Reasoning via Thought Chains, arXiv 2209.09513
+Data    https://github.com/lupantech/ScienceQA/tree/2cbf8318e07b/data/scienceqa (`problems.json`, `pid_splits.json`),
+        pictures in images/test/{pid}/image.png. 4,241 questions, 2,017 of them with a picture ("IMG").
+Scorer  https://github.com/haotian-liu/LLaVA/blob/c121f0432da2/llava/eval/eval_science_qa.py#L65-L103
+        Subject, context and grade as in https://github.com/lupantech/ScienceQA/blob/360b71cb6a36/tools/evaluate_acc.py
+        The published "SQA" is the accuracy on IMG. A question is IMG by its annotation, not by the saved prompt as in
+        LLaVA's script, where a missing answer leaves the denominator.
+
+One entry of problems.json (shortened):
+    "5": {"question": "Which of the following could Gordon's test show?", "choices": ["if the ...", "how steady ...",
+     "whether a ..."], "answer": 1, "hint": "People can use ...", "image": "image.png", "task": "closed choice",
+     "grade": "grade8", "subject": "natural science", ..., "split": "test"}
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tasks.base import LETTER_ANSWER, LETTERS, Task, TaskInfo, lettered
+from vlmamba_eval.types import DataError, ImageRef, Metric, Sample, Verdict
+
+if TYPE_CHECKING:
+    from vlmamba_eval.data import Folder, Hub, Row
+    from vlmamba_eval.stats import Sums
+
+OPTIONS = tuple(LETTERS[:5])
+SUBJECTS = ("natural science", "social science", "language science")
+# LLaVA's file holds question and choices as one text; a choice may span several lines.
+LETTERED = re.compile(r"(.*)\nA\. (.*?)\nB\. (.*?)(?:\nC\. (.*?)(?:\nD\. (.*?)(?:\nE\. (.*))?)?)?", re.DOTALL)
+
+
+class ScienceQA(Task):
+    def __init__(self, info: TaskInfo, *, config: str, images_only: bool) -> None:
+        self.info = info
+        self.config = config  # of the hub's data set
+        self.images_only = images_only
+
+    def load(self, data: Folder) -> list[Sample]:
+        images = data.find_optional("images/test") or data.root / "scienceqa" / "images" / "test"
+        samples: list[Sample] = []
+        if data.find_optional("problems.json") is None and (llava := data.find_optional("llava_test_CQM-A.json")):
+            for row in data.rows(llava):
+                image = data.image(images, row.text("image"), row.where) if "image" in row else None
+                samples.append(_llava_sample(row, image))
+        else:
+            path = data.find("problems.json", what="ScienceQA's problems")
+            problems = data.table(path)
+            splits = data.find("pid_splits.json", what="ScienceQA's list of splits")
+            for pid in data.row(splits).texts("test"):
+                if pid not in problems:
+                    raise DataError(f"{splits}: problem {pid!r} is not in {path}. Fetch both files from one release.")
+                row = problems[pid]
+                image = data.image(images, f"{pid}/{row.text('image')}", row.where) if "image" in row else None
+                samples.append(_sample(pid, row, image))
+        return [sample for sample in samples if sample.image or not self.images_only]
+
+    def load_hub(self, hub: Hub) -> list[Sample]:
+        # The hub's rows carry no problem id: their place in the pinned revision stands for it.
+        rows = hub.rows(self.info.hub, "test", config=self.config, image="image")
+        return [_sample(str(i), row, row.image("image") if "image" in row else None) for i, row in enumerate(rows)]
+
+    def prompt(self, sample: Sample) -> str:
+        """Runs of spaces become one, as in LLaVA's file; line breaks stay."""
+        hint = sample.fields["hint"]
+        context = f"Context: {hint}\n" if hint else ""
+        text = re.sub(" +", " ", f"{context}{sample.question}\n{lettered(sample.choices)}").strip()
+        return f"{text}\n{LETTER_ANSWER}"
+
+    def grade(self, sample: Sample, text: str) -> Verdict:
+        """A bare letter; or a letter, a period, a space; or exactly one "The answer is X" with a character after it."""
+        if text in OPTIONS:
+            parsed = text
+        elif len(text) >= 3 and text[0] in OPTIONS and text[1:3] == ". ":
+            parsed = text[0]
+        else:
+            found = re.findall(r"The answer is ([A-Z]).", text)
+            parsed = found[0] if len(found) == 1 else None
+        valid = parsed is not None and parsed in OPTIONS[: len(sample.choices)]
+        return Verdict(parsed, float(parsed == sample.target), valid)
+
+    def metrics(self, sums: Sums) -> Iterator[Metric]:
+        def accuracy(group: str):
+            return 100 * sums.ratio(sums.credit(group), sums.n(group))
+
+        yield Metric("img_accuracy", accuracy("context/image"), over="context/image", headline=True)
+        yield Metric("accuracy", accuracy("all"))
+        for group in sums.groups:
+            yield Metric("accuracy", accuracy(group), category=group)
+
+    def continuations(self, sample: Sample) -> tuple[str, ...]:
+        """The letters: the prompt shows the choices and asks for one."""
+        return OPTIONS[: len(sample.choices)]
+
+
+def _sample(pid: str, row: Row, image: ImageRef | None) -> Sample:
+    choices = row.texts("choices")
+    if not 2 <= len(choices) <= len(OPTIONS):
+        row.fail(f"field 'choices' should hold 2 to {len(OPTIONS)} choices, found {len(choices)}.")
+    answer = row.integer("answer")
+    if not 0 <= answer < len(choices):
+        row.fail(f"field 'answer' should be a place among the {len(choices)} choices, from 0; found {answer}.")
+    hint = row.text("hint", "")
+    groups = [f"context/{name}" for name, there in _contexts(hint, image).items() if there]
+    if "subject" in row:
+        groups.append(f"subject/{row.one_of('subject', SUBJECTS)}")
+    if "grade" in row:
+        grade = row.one_of("grade", [f"grade{number}" for number in range(1, 13)])
+        groups.append("grade/1-6" if int(grade.removeprefix("grade")) <= 6 else "grade/7-12")
+    return Sample(
+        pid, image, row.text("question"), OPTIONS[answer], choices, tuple(groups), {"hint": hint}, where=row.where
+    )
+
+
+def _llava_sample(row: Row, image: ImageRef | None) -> Sample:
+    turns = row.rows("conversations")
+    if len(turns) != 2:
+        row.fail(f"field 'conversations' should hold a question and its answer, found {len(turns)} turns.")
+    found = LETTERED.fullmatch(turns[0].text("value").replace("<image>", "").strip())
+    if found is None:
+        turns[0].fail("field 'value' should end with lettered choices: lines that begin with 'A. ', 'B. ', ...")
+    question, *choices = (part for part in found.groups() if part is not None)
+    target = turns[1].one_of("value", OPTIONS[: len(choices)])
+    context = question if question.startswith("Context: ") else ""
+    groups = tuple(f"context/{name}" for name, there in _contexts(context, image).items() if there)
+    return Sample(row.identifier("id"), image, question, target, tuple(choices), groups, {"hint": ""}, where=row.where)
+
+
+def _contexts(text: str, image: ImageRef | None) -> dict[str, bool]:
+    return {"text": bool(text), "image": image is not None, "none": not text and image is None}
+
+
+ALL = TaskInfo(
+    name="scienceqa",
+    title="ScienceQA",
+    measures="school science by multiple choice, with and without a picture; the published number is that with one",
+    split="test",
+    questions=4_241,
+    images=2_017,
+    headline="img_accuracy",
+    max_new_tokens=1024,
+    paper="https://arxiv.org/abs/2209.09513",
+    scorer="https://github.com/haotian-liu/LLaVA/blob/c121f0432da2/llava/eval/eval_science_qa.py",
+    folders=("scienceqa", "ScienceQA"),
+    hub="lmms-lab-encoder/ScienceQA",
+    sources=(
+        "problems.json and pid_splits.json: https://github.com/lupantech/ScienceQA/tree/main/data/scienceqa "
+        "into scienceqa",
+        "The pictures: the test archive that tools/download.sh of the same repository fetches, into "
+        "scienceqa/images/test/{pid}/image.png",
+    ),
+)
+IMG = replace(
+    ALL,
+    name="scienceqa_img",
+    title="ScienceQA-IMG",
+    measures="school science by multiple choice: the questions with a picture alone",
+    split="test, with picture",
+    questions=2_017,
+)
+
+TASKS = (
+    ScienceQA(ALL, config="ScienceQA-FULL", images_only=False),
+    ScienceQA(IMG, config="ScienceQA-IMG", images_only=True),
+)
