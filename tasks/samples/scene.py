@@ -47,6 +47,7 @@ REGIONS = (
 _CELL = SIDE // GRID
 _SUPERSAMPLING = 2
 _DOT = 6
+PITCH = (glyphs.WIDTH + 1) * _DOT
 _HELD_OUT_PARTS = 8
 
 
@@ -99,6 +100,17 @@ class Sign:
     @property
     def box(self) -> tuple[int, int, int, int]:
         return 6, self.row * _CELL + 5, SIDE - 6, (self.row + 1) * _CELL - 5
+
+    @property
+    def text_left(self) -> int:
+        """Where the first character begins, in pixels; each takes `PITCH`."""
+        left, _, right, _ = self.box
+        return (left + right - len(self.text) * PITCH + _DOT) // 2
+
+    def character_at(self, x: float) -> str:
+        """The character at a horizontal place in pixels; empty beside the text."""
+        place = int((x - self.text_left) // PITCH)
+        return self.text[place] if 0 <= place < len(self.text) else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,13 +208,11 @@ def _draw_thing(pen: ImageDraw.ImageDraw, thing: Thing, background: tuple[int, i
 
 
 def _draw_sign(pen: ImageDraw.ImageDraw, sign: Sign, scale: int) -> None:
-    left, top, right, bottom = sign.box
     frame = tuple(edge * scale for edge in sign.box)
     pen.rectangle(frame, fill=(255, 255, 255), outline=(60, 60, 60), width=2 * scale)
-    pitch = (glyphs.WIDTH + 1) * _DOT
-    x0 = (left + right - len(sign.text) * pitch + _DOT) // 2
+    _, top, _, bottom = sign.box
     y0 = (top + bottom - glyphs.HEIGHT * _DOT) // 2
     for place, character in enumerate(sign.text):
         for column, row in glyphs.dots(character):
-            x, y = x0 + place * pitch + column * _DOT, y0 + row * _DOT
+            x, y = sign.text_left + place * PITCH + column * _DOT, y0 + row * _DOT
             pen.rectangle((x * scale, y * scale, (x + _DOT) * scale - 1, (y + _DOT) * scale - 1), fill=(20, 20, 20))
