@@ -1,4 +1,4 @@
-"""Published numbers, from `results/baselines.csv`: each with its source, split and caveat. They are quoted, not measured."""
+"""Published numbers, from `results/baselines.csv`: each with its source, split and caveat. Quoted, not measured."""
 
 from __future__ import annotations
 

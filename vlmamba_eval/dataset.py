@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmamba_eval.data import Folder, Hub, Row, read_jsonl
 from vlmamba_eval.plan import limited
-from vlmamba_eval.types import Answer, DataError, Generation, Graded, Sample, UsageError, Verdict
+from vlmamba_eval.types import Answer, DataError, Generation, Graded, Sample, UsageError
 
 if TYPE_CHECKING:
     from tasks.base import Task
@@ -134,6 +134,19 @@ def _refuse_duplicates(task: Task, samples: Iterable[Sample]) -> None:
 
 def grade(dataset: Dataset, answers: Mapping[str, Answer]) -> list[Graded]:
     """Every sample with its verdict; missing and failed answers have none, and count as wrong."""
+    task = dataset.task
+    answered = [
+        (sample, generation)
+        for sample in dataset.samples
+        if (answer := answers.get(sample.id)) is not None and (generation := answer.generation) is not None
+    ]
+    verdicts = dict(
+        zip(
+            (sample.id for sample, _ in answered),
+            task.grade_all([(sample, answer_text(task, sample, generation)) for sample, generation in answered]),
+            strict=True,
+        )
+    )
     graded: list[Graded] = []
     for sample in dataset.samples:
         answer = answers.get(sample.id)
@@ -142,14 +155,13 @@ def grade(dataset: Dataset, answers: Mapping[str, Answer]) -> list[Graded]:
         elif answer.generation is None:
             graded.append(Graded(sample, None, "error"))
         else:
-            generation = answer.generation
-            graded.append(Graded(sample, verdict(dataset.task, sample, generation), "ok", generation.stop == "length"))
+            graded.append(Graded(sample, verdicts[sample.id], "ok", answer.generation.stop == "length"))
     return graded
 
 
-def verdict(task: Task, sample: Sample, generation: Generation) -> Verdict:
-    """Grade one generation, or what a ranking of continuations stands for."""
-    return task.grade(sample, task.choose(sample, generation) if generation.likelihoods else generation.text)
+def answer_text(task: Task, sample: Sample, generation: Generation) -> str:
+    """The text to grade: what was generated, or what a ranking of continuations stands for."""
+    return task.choose(sample, generation) if generation.likelihoods else generation.text
 
 
 # =============================================================================

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from vlmamba_eval import __version__
 from vlmamba_eval.data import open_image
-from vlmamba_eval.dataset import INCOMPLETE, UNSCORED, UNTRAINED, Dataset, grade, verdict
+from vlmamba_eval.dataset import INCOMPLETE, UNSCORED, UNTRAINED, Dataset, answer_text, grade
 from vlmamba_eval.plan import ImageJobs, batches, plan
 from vlmamba_eval.store import Run, folder_name, run_key
 from vlmamba_eval.types import (
@@ -190,7 +190,7 @@ def _question(dataset: Dataset, sample: Sample, scoring: Scoring) -> Question:
     continuations = task.continuations(sample)
     if not continuations:
         raise UsageError(f"{task.info.name} has no choices to rank; leave it out of --scoring likelihood.")
-    return Question(task.prompt(sample), task.info.max_new_tokens, continuations)
+    return Question(task.likelihood_prompt(sample), task.info.max_new_tokens, continuations)
 
 
 def _is_pending(run: Run, sample: Sample) -> bool:
@@ -239,7 +239,8 @@ def _generate(
                             dataset, samples = tasks[task]
                             sample = samples[sample_id]
                             if isinstance(outcome, Generation) and sample.target is not None:
-                                credits.append(verdict(dataset.task, sample, outcome).credit)
+                                text = answer_text(dataset.task, sample, outcome)
+                                credits.append(dataset.task.grade(sample, text).credit)
                 for task, answers in lines.items():
                     runs[task].append(answers)
                 images = sum(group.image is not None for group in batch)

@@ -1,7 +1,8 @@
 """The leaderboard as Markdown and as tidy CSV: pure functions of the runs' scores and the published numbers.
 
-Measured and published numbers never look alike: a measured one carries its interval and its run, a published one a dagger
-and its source. Whatever makes a number incomparable (SAMPLES, PARTIAL, INCOMPLETE, UNTRAINED, UNSCORED) stands beside it.
+Measured and published numbers never look alike: a measured one carries its interval and its run, a published one a
+dagger and its source. Whatever makes a number incomparable (SAMPLES, PARTIAL, INCOMPLETE, UNTRAINED, UNSCORED) stands
+beside it.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ MEANING = {
     "UNTRAINED": "random weights: the numbers only show that everything runs",
     "UNSCORED": "no gold labels here; the answers are kept",
 }
-COLUMNS = (
-    "model task split category metric value ci_low ci_high n n_images n_unparsed n_missing n_error n_truncated "
-    "headline status source"
-).split()
+COLUMNS = [
+    *("model", "task", "split", "category", "metric", "value", "ci_low", "ci_high"),
+    *("n", "n_images", "n_unparsed", "n_missing", "n_error", "n_truncated", "headline", "status", "source"),
+]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,40 @@
+# `make demo` and `make test` make the environment themselves. PYTHON chooses the interpreter (3.10 to 3.13).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint test-slow test-gpu train-tiny samples clean
+
+# The environment is made anew when the dependencies change. torch is named first, so that no other package picks it.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "torch>=2.6,<2.14"
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.tested: $(VENV)/.installed
+	$(BIN)/pip install --quiet --editable ".[test,train]"
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/vlmamba-eval --model vlmamba-tiny --tasks gqa,pope,mme --data samples --out demo
+
+test: $(VENV)/.tested
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+test-slow: $(VENV)/.tested
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(VENV)/.tested
+	$(BIN)/python -m pytest -m gpu
+
+samples: $(VENV)/.installed
+	$(BIN)/python -m tasks.samples
+
+clean:
+	rm -rf $(VENV) demo
