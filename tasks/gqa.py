@@ -1,0 +1,166 @@
+"""GQA: compositional questions about real pictures, made from scene graphs.
+
+Paper   Hudson and Manning 2019, GQA: A New Dataset for Real-World Visual Reasoning, arXiv 1902.09506
+Data    https://cs.stanford.edu/people/dorarad/gqa/download.html, version 1.2, testdev_balanced: 12,578 questions on 398
+        pictures, 3 to 92 each, not grouped by picture
+Scorer  https://github.com/haotian-liu/LLaVA/blob/c121f0432da2/scripts/convert_gqa_for_eval.py, then the
+        release's own script, kept at
+        https://github.com/TRI-ML/vlm-evaluation/blob/d9f58967de7f/vlm_eval/util/evaluation/gqa/eval.py
+
+One entry of testdev_balanced_questions.json (shortened; the key is the question's id):
+    "201307251": {"imageId": "n161313", "question": "Is it overcast?", "answer": "no", "isBalanced": true,
+                  "types": {"structural": "verify", "semantic": "global", ...}, "groups": {"global": null, ...},
+                  "semantic": [{"operation": "select", "argument": "scene", "dependencies": []}, ...]}
+
+Accuracy is the published number. The release also defines consistency (needs the entailed questions of val_all),
+validity and plausibility (need a choices file that version 1.2 lacks) and grounding (needs attention maps): not here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.base import SHORT_ANSWER, Task, TaskInfo, accuracy_metrics, llava_question
+from vlmamba_eval.types import DataError, Graded, ImageRef, Metric, Sample, Verdict
+
+if TYPE_CHECKING:
+    from vlmamba_eval.data import Folder, Hub, Row
+    from vlmamba_eval.stats import Sums
+
+QUESTIONS = "testdev_balanced_questions.json"
+NO_STEP = ("exist", "query: name", "choose name")  # operations that the official script does not count as reasoning
+
+
+class Gqa(Task):
+    info = TaskInfo(
+        name="gqa",
+        title="GQA",
+        measures="compositional reasoning over scenes (short open and yes/no answers)",
+        split="testdev_balanced",
+        questions=12_578,
+        images=398,
+        headline="accuracy",
+        max_new_tokens=128,
+        paper="https://arxiv.org/abs/1902.09506",
+        scorer="https://github.com/haotian-liu/LLaVA/blob/c121f0432da2/scripts/convert_gqa_for_eval.py",
+        folders=("gqa/data", "gqa"),
+        hub="lmms-lab-encoder/GQA",
+        sources=(
+            "Questions: https://cs.stanford.edu/people/dorarad/gqa/download.html (version 1.2, 1.4 GB), file "
+            f"{QUESTIONS} into gqa",
+            "Pictures: the same page (20 GB; 398 of them are needed) into gqa/images",
+        ),
+    )
+
+    def load(self, data: Folder) -> list[Sample]:
+        images = data.find_optional("images") or data.root / "gqa" / "images"
+        names = (QUESTIONS, f"questions1.2/{QUESTIONS}", f"questions/{QUESTIONS}")
+        llava = data.find_optional("llava_gqa_testdev_balanced.jsonl")
+        if llava and not data.find_optional(*names):
+            return [
+                Sample(
+                    id=row.identifier("question_id"),
+                    image=data.image(images, row.text("image"), row.where),
+                    question=llava_question(row),
+                    target=None,
+                    where=row.where,
+                )
+                for row in data.jsonl(llava)
+            ]
+        table = data.table(data.find(*names, what="GQA's question file"))
+        gold: dict[str, set[str]] = defaultdict(set)
+        return [
+            _sample(key, data.image(images, f"{row.identifier('imageId')}.jpg", row.where), row, gold)
+            for key, row in table.items()
+            if row.get("isBalanced")  # only balanced questions count in the official script
+        ]
+
+    def load_hub(self, hub: Hub) -> list[Sample]:
+        pictures = hub.rows(self.info.hub, "testdev", config="testdev_balanced_images", image="image")
+        images = {row.identifier("id"): row.image("image") for row in pictures}
+        gold: dict[str, set[str]] = defaultdict(set)
+        samples: list[Sample] = []
+        for row in hub.rows(self.info.hub, "testdev", config="testdev_balanced_instructions"):
+            image = images.get(row.identifier("imageId"))
+            if image is None:
+                row.fail(f"picture {row.get('imageId')!r} is not among the {len(images)} of testdev_balanced_images.")
+            samples.append(_sample(row.identifier("id"), image, row, gold))
+        return samples
+
+    def prompt(self, sample: Sample) -> str:
+        return f"{sample.question}\n{SHORT_ANSWER}"
+
+    def grade(self, sample: Sample, text: str) -> Verdict:
+        """LLaVA strips periods at the end and lower-cases; the official script then wants equality, nothing less."""
+        prediction = text.rstrip(".").lower()
+        return Verdict(prediction, float(prediction == sample.target), valid=bool(prediction.strip()))
+
+    def count(self, graded: Sequence[Graded]) -> Iterator[tuple[str, float]]:
+        yield from super().count(graded)
+        for item in graded:
+            group = item.sample.fields["global group"]
+            if group is not None:
+                yield f"gold|{group}|{item.sample.target}", 1
+                # The official sum runs over gold answers; other predictions play no part.
+                if item.verdict and item.verdict.parsed in item.sample.fields["its answers"]:
+                    yield f"said|{group}|{item.verdict.parsed}", 1
+
+    def metrics(self, sums: Sums) -> Iterator[Metric]:
+        yield from accuracy_metrics(sums)
+        yield Metric("distribution", _distribution(sums), upper=None)
+
+    def submit(self, samples: Sequence[Sample], answers: Mapping[str, str], folder: Path) -> list[Path]:
+        """`testdev_balanced_predictions.json`, the input of the official eval.py, which wants every question."""
+        rows = [{"questionId": s.id, "prediction": self.grade(s, answers.get(s.id, "")).parsed} for s in samples]
+        path = folder / "testdev_balanced_predictions.json"
+        path.write_text(json.dumps(rows), encoding="utf-8")
+        if json.loads(path.read_text(encoding="utf-8")) != rows:
+            raise DataError(f"{path} does not read back as it was written. Is the disk full?")
+        return [path]
+
+
+def _sample(key: str, image: ImageRef, row: Row, gold: dict[str, set[str]]) -> Sample:
+    """A sample; its answer joins the gold answers of its global group, which all samples of the group hold."""
+    types, question, answer = row.row("types"), row.text("question"), row.text("answer")
+    structural = types.text("structural")
+    steps = sum(
+        not any(name in f"{step.text('operation')}: {step.text('argument')}" for name in NO_STEP)
+        for step in row.rows("semantic")
+    )
+    groups = (
+        "open" if structural == "query" else "binary",
+        f"structural/{structural}",
+        f"semantic/{types.text('semantic')}",
+        f"steps/{steps}",
+        f"words/{len(question.split())}",
+    )
+    group = row.row("groups").get("global")
+    gold[group].add(answer)
+    fields = {"global group": group, "its answers": gold[group]}
+    return Sample(key, image, question, answer, groups=groups, fields=fields, where=row.where)
+
+
+def _distribution(sums: Sums) -> Any:
+    """Chi-square between the gold and the predicted answers of each global group; lower is better.
+
+    sum_g n_g X2_g / sum_g n_g / 100, with X2_g = sum over gold answers of (observed - expected)^2 / expected (lines
+    380-398 of the official script).
+    """
+    size: dict[str, Any] = defaultdict(lambda: 0 * sums.n())
+    chi_square: dict[str, Any] = defaultdict(lambda: 0 * sums.n())
+    for column in sums.columns:
+        kind, _, place = column.partition("|")
+        if kind == "gold":
+            expected, observed, group = sums[column], sums[f"said|{place}"], place.split("|")[0]
+            size[group] += expected
+            # An answer that is not gold in a bootstrap replicate has no term there.
+            chi_square[group] += (expected > 0) * (observed - expected) ** 2 / (expected + (expected == 0))
+    weighted = sum((size[group] * chi_square[group] for group in size), 0 * sums.n())
+    return sums.ratio(weighted, sum(size.values(), 0 * sums.n())) / 100
+
+
+TASKS = (Gqa(),)
