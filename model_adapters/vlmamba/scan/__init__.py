@@ -35,7 +35,8 @@ from vlmamba_eval.types import UsageError
 
 BACKENDS = {
     "reference": "the definition in plain PyTorch, in float64 where the inputs are",
-    "cpu": "eager PyTorch in place, tuned for CPUs; runs on every device",
+    "cpu": "eager PyTorch in place, tuned for CPUs; runs on every device; no gradients",
+    "autograd": "with gradients, recomputing states in the backward pass; eager on CPUs, Triton on GPUs",
 }
 
 __all__ = [
@@ -50,7 +51,7 @@ __all__ = [
 
 def choose_backend(device: torch.device | str, requires_grad: bool = False) -> str:
     """The name of the backend that `backend="auto"` takes."""
-    return "reference" if requires_grad else "cpu"
+    return "autograd" if requires_grad else "cpu"
 
 
 def selective_scan(

@@ -25,6 +25,9 @@ LOG2E = math.log2(math.e)
 # twice as many differ by 15 % at most.
 BLOCK = 1 << 20
 
+# Tokens from one kept state to the next, where a backward pass will want them.
+CHECKPOINT = 16
+
 
 def selective_scan(
     x: Tensor,
@@ -40,7 +43,9 @@ def selective_scan(
     rows: Tensor | None = None,
     lengths: Tensor | None = None,
     out: Tensor | None = None,
+    checkpoints: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
+    """`checkpoints` [ceil(l / 16), b, n, d], where given, receives the state before every 16th token."""
     (b, length, d), n = x.shape, A.shape[0]
     work, dtype = torch.promote_types(x.dtype, torch.float32), x.dtype
     pad = padding(lengths, length)
@@ -61,10 +66,14 @@ def selective_scan(
     C_t = C.transpose(0, 1).reshape(length * b, 1, n)
     y_t = x.new_empty(length * b, 1, d)
     block = max(1, min(length, BLOCK // (b * n * d)))
+    if checkpoints is not None:  # a chunk begins where a block begins
+        block = next(size for size in (CHECKPOINT, 8, 4, 2, 1) if size <= block)
     buffers = x.new_empty(2 if block < length else 1, block, b, n, d)
     for start in range(0, length, block):
         size = min(block, length - start)
         states = buffers[start // block % 2, :size]  # [t, b, n, d]
+        if checkpoints is not None and start % CHECKPOINT == 0:
+            checkpoints[start // CHECKPOINT] = h
         torch.mul(dt_t[start : start + size], A2, out=states)
         states.exp2_()  # the decays; the states from here on
         for t, decay in enumerate(states.unbind(0), start):
