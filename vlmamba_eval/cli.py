@@ -309,8 +309,8 @@ def _finish(outcomes: list[Outcome], out: Path) -> int:
         if not scores["scores"]:
             click.echo(
                 f"{scores['title']}: {scores['n'] - scores['n_missing']:,} answers were read, none is scored: "
-                "there are no gold labels here. Put the official annotation file into the data folder, or send the answers to "
-                "the benchmark's server (vlmamba-eval submit).",
+                "there are no gold labels here. Put the official annotation file into the data folder, "
+                "or send the answers to the benchmark's server (vlmamba-eval submit).",
                 err=True,
             )
         if not outcome.complete:

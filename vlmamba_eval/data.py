@@ -180,6 +180,10 @@ class Folder:
         except (_BadJSON, RecursionError) as error:
             raise DataError(f"{path}: not valid JSON ({error}).") from None
 
+    def lines(self, path: Path) -> list[str]:
+        """The lines of a text file, blank ones left out, their ends stripped."""
+        return [line.strip() for line in read_text(path).split("\n") if line.strip()]
+
     def jsonl(self, path: Path) -> Iterator[Row]:
         """The rows of a JSON-lines file, blank lines left out."""
         return read_jsonl(path)

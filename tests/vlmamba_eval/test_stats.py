@@ -1,0 +1,124 @@
+"""Intervals that can be believed."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from tasks.base import Task
+from tests.toys import ToyTask, reference
+from vlmamba_eval.stats import Score, Sums, interval, summarise, wilson
+from vlmamba_eval.types import Graded, Metric, Sample, Verdict
+
+
+def graded(credits: list[list[float]], groups: tuple[str, ...] = ()) -> list[Graded]:
+    """One list of credits for each image."""
+    return [
+        Graded(Sample(f"{i}-{q}", reference(f"image {i}"), "?", "red", groups=groups), Verdict("red", credit))
+        for i, image in enumerate(credits)
+        for q, credit in enumerate(image)
+    ]
+
+
+def headline(items: list[Graded], task: Task | None = None, seed: int = 0) -> Score:
+    return next(score for score in summarise(task or ToyTask(), items, seed=seed) if score.headline)
+
+
+def test_the_value_is_the_mean_credit_over_questions_and_counts_stand_beside_it() -> None:
+    items = graded([[1, 0, 0], [1]])
+    items.append(Graded(Sample("m", reference("image 9"), "?", "red"), None, "missing"))
+    items.append(Graded(Sample("e", reference("image 9"), "?", "red"), None, "error"))
+    score = headline(items)
+    assert score.value == pytest.approx(100 * 2 / 6)
+    assert (score.n, score.n_images, score.n_missing, score.n_error) == (6, 3, 1, 1)
+
+
+def test_results_do_not_depend_on_the_order_of_answers() -> None:
+    rng = random.Random(0)
+    items = graded([[rng.choice([0.0, 0.3, 1.0]) for _ in range(rng.randint(1, 6))] for _ in range(40)], ("g",))
+    shuffled = items[:]
+    rng.shuffle(shuffled)
+    assert summarise(ToyTask(), items) == summarise(ToyTask(), shuffled)
+
+
+def test_the_interval_contains_the_value_and_another_seed_moves_only_the_interval() -> None:
+    items = graded([[1, 0, 1, 1], [0, 0], [1], [1, 0], [0, 1, 1]])
+    one, other = headline(items, seed=0), headline(items, seed=1)
+    assert one.value == other.value
+    for score in (one, other):
+        assert score.ci_low is not None
+        assert score.ci_high is not None
+        assert score.value is not None
+        assert score.ci_low <= score.value <= score.ci_high
+
+
+def test_equal_answers_within_an_image_widen_the_interval() -> None:
+    """Ten questions on an image that stand or fall together are one observation, not ten."""
+    rng = random.Random(1)
+    images = [float(rng.random() < 0.6) for _ in range(100)]
+    clustered = headline(graded([[credit] * 10 for credit in images]))
+    single = headline(graded([[credit] for credit in images]))
+    assert clustered.ci_low == pytest.approx(single.ci_low, abs=1.5)
+    assert clustered.ci_high == pytest.approx(single.ci_high, abs=1.5)
+
+
+def test_the_interval_covers_the_truth_in_about_95_of_100_cases() -> None:
+    """400 simulated benchmarks of 60 images with correlated questions; 91 to 98 % covered leaves room for chance."""
+    rng = np.random.default_rng(0)
+    truth, covered = 0.7, 0
+    for trial in range(400):
+        chances = rng.beta(7, 3, size=60)  # each image has its own difficulty, mean 0.7
+        items = graded([list((rng.random(5) < chance).astype(float)) for chance in chances])
+        [score] = [s for s in summarise(ToyTask(), items, seed=trial, replicates=400) if s.headline]
+        assert score.ci_low is not None
+        assert score.ci_high is not None
+        covered += score.ci_low <= 100 * truth <= score.ci_high
+    assert 0.91 <= covered / 400 <= 0.98
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (0, 50), (50, 50), (7, 20), (81, 263)])
+def test_wilsons_interval_equals_scipys(successes: int, n: int) -> None:
+    expected = binomtest(successes, n).proportion_ci(method="wilson")
+    assert wilson(successes, n) == pytest.approx((expected.low, expected.high))
+
+
+@pytest.mark.parametrize(("credit", "low", "high"), [(1.0, 72.2467, 100.0), (0.0, 0.0, 27.7533)])
+def test_all_right_or_all_wrong_is_no_certainty(credit: float, low: float, high: float) -> None:
+    score = headline(graded([[credit, credit]] * 10))
+    assert (score.ci_low, score.ci_high) == (pytest.approx(low, abs=1e-3), pytest.approx(high, abs=1e-3))
+
+
+def test_what_is_undefined_is_none_not_zero() -> None:
+    class Undefined(ToyTask):
+        def metrics(self, sums: Sums) -> Iterator[Metric]:
+            yield Metric("accuracy", sums.ratio(sums["nothing"], sums["nobody"]), headline=True)
+
+    score = headline(graded([[1.0]]), Undefined())
+    assert (score.value, score.ci_low, score.ci_high) == (None, None, None)
+    assert math.isnan(interval(5.0, np.array([]), 100.0, 3)[0])
+    assert math.isnan(interval(5.0, np.array([5.0, 5.0]), None, 3)[0])
+
+
+def test_images_are_drawn_within_their_stratum() -> None:
+    """With one image in each of two strata every replicate holds both, so the sum over strata never varies."""
+
+    class Stratified(ToyTask):
+        def stratum(self, sample: Sample) -> str:
+            return sample.groups[0]
+
+        def metrics(self, sums: Sums) -> Iterator[Metric]:
+            parts = [100 * sums.ratio(sums.credit(group), sums.n(group)) for group in sums.groups]
+            yield Metric("accuracy", sum(parts), headline=True, upper=200.0)
+
+    items = [
+        Graded(Sample(name, reference("one picture"), "?", "red", groups=(name,)), Verdict("x", credit))
+        for name, credit in (("a", 1.0), ("b", 0.0))
+    ]
+    score = headline(items, Stratified())
+    assert score.value == 100.0
+    assert score.ci_low is None

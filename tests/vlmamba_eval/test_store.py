@@ -1,0 +1,142 @@
+"""A run on disk survives what happens to files."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlmamba_eval.store import ANSWERS, Run, decode_answer, encode_answer, folder_name, run_key
+from vlmamba_eval.types import Answer, Failure, Generation, Likelihood, StoreError
+
+MANIFEST = {"task": {"name": "toy"}, "model": {"weights": "a"}}
+
+
+def answer(i: int, text: str = "yes") -> Answer:
+    return Answer(str(i), Generation(text, "USER: ? ASSISTANT:", 1, "eos"))
+
+
+def filled(folder: Path, n: int = 3) -> Path:
+    with Run(folder, MANIFEST) as run:
+        run.append([answer(i) for i in range(n)])
+    return folder
+
+
+@given(st.text(), st.text(), st.sampled_from([(), (Likelihood(-1.25, 3), Likelihood(-0.1, 1))]))
+def test_an_answer_survives_writing_and_reading_whatever_its_text(text: str, prompt: str, likelihoods: tuple) -> None:
+    original = Answer("id\n\u2028", Generation(text, prompt, 2, "length", likelihoods))
+    line = encode_answer(original)
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    assert decode_answer(line[:-1]) == original
+
+
+@pytest.mark.parametrize("text", ["None", "NA", "nan", "", "007", "1.0", "null", '", "crc": "00000000"}', "\ud800"])
+def test_awkward_answers_stay_what_they_are(text: str) -> None:
+    assert decode_answer(encode_answer(answer(0, text))[:-1]) == answer(0, text)
+
+
+def test_a_torn_tail_is_cut_off_at_whatever_byte_it_was_torn(tmp_path: Path) -> None:
+    path = filled(tmp_path) / ANSWERS
+    whole = path.read_bytes()
+    last_two = whole[:-1].rfind(b"\n", 0, whole[:-1].rfind(b"\n")) + 1
+    for size in range(last_two, len(whole)):
+        path.write_bytes(whole[:size])
+        with Run(tmp_path, MANIFEST) as run:
+            kept = whole[:size].count(b"\n")
+            assert list(run.answers) == [str(i) for i in range(kept)]
+            run.append([answer(i) for i in range(kept, 3)])
+        assert path.read_bytes() == whole
+
+
+def test_a_damaged_line_is_refused_by_file_and_line(tmp_path: Path) -> None:
+    path = filled(tmp_path) / ANSWERS
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(b"\n") + 10] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(StoreError, match=r"answers\.jsonl:2: this answer is damaged"), Run(tmp_path, MANIFEST):
+        pass
+
+
+def test_two_answers_to_one_question_are_refused(tmp_path: Path) -> None:
+    path = filled(tmp_path) / ANSWERS
+    path.write_bytes(path.read_bytes() + encode_answer(answer(1)))
+    with pytest.raises(StoreError, match="sample '1' has two answers"), Run(tmp_path, MANIFEST):
+        pass
+
+
+def test_a_failed_answer_may_be_tried_again(tmp_path: Path) -> None:
+    with Run(tmp_path, MANIFEST) as run:
+        run.append([Answer("0", None, Failure("data_error", "no such image"))])
+        run.append([answer(0)])
+    with Run(tmp_path, MANIFEST) as run:
+        assert run.answers == {"0": answer(0)}
+
+
+def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
+    filled(tmp_path)
+    other = {"task": {"name": "toy"}, "model": {"weights": "b"}}
+    with pytest.raises(StoreError, match=r"model\.weights: 'a' on disk, 'b' now"), Run(tmp_path, other):
+        pass
+
+
+def test_the_key_depends_on_content_not_on_order() -> None:
+    assert run_key({"a": 1, "b": {"c": 2, "d": 3}}) == run_key({"b": {"d": 3, "c": 2}, "a": 1})
+    assert run_key({"a": 1}) != run_key({"a": 2})
+
+
+def test_a_second_process_on_the_same_run_is_refused_and_told_who_has_it(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from vlmamba_eval.store import Run\n"
+        f"with Run(Path(sys.argv[1]), {MANIFEST!r}): print('open', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as owner:
+        assert owner.stdin is not None
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "open\n"
+        with pytest.raises(StoreError, match=f"process {owner.pid} on "), Run(tmp_path, MANIFEST):
+            pass
+        owner.kill()
+    with Run(tmp_path, MANIFEST):
+        pass  # the lock of a killed owner is free
+
+
+def test_a_full_disk_keeps_what_was_answered_and_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = None
+    with Run(tmp_path, MANIFEST) as run:
+        run.append([answer(0)])
+        before = (tmp_path / ANSWERS).read_bytes()
+
+        def full(_: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(StoreError, match=r"answers\.jsonl cannot be written \(No space left on device\); .* MiB"):
+            run.append([answer(1)])
+    assert (tmp_path / ANSWERS).read_bytes() == before
+
+
+def test_derived_files_come_last_and_done_only_when_complete(tmp_path: Path) -> None:
+    with Run(tmp_path, MANIFEST) as run:
+        run.finish({"scores": []}, complete=False)
+        assert not (tmp_path / "DONE").exists()
+        run.finish({"scores": []}, complete=True)
+    assert (tmp_path / "DONE").exists()
+    assert json.loads((tmp_path / "scores.json").read_text()) == {"scores": []}
+    assert not list(tmp_path.glob(".scores.json*"))
+
+
+@pytest.mark.parametrize("name", ["../../etc", "a/b", "C:\\x", "", "...", "a b%", "é"])
+def test_no_model_name_leaves_the_results_folder(name: str) -> None:
+    safe = folder_name(name)
+    assert safe
+    assert set(safe) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+    assert not safe.startswith(".")
