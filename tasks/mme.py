@@ -1,0 +1,209 @@
+"""MME: fourteen abilities, each picture asked once for a yes and once for a no.
+
+Paper   Fu et al. 2023, MME: A Comprehensive Evaluation Benchmark for Multimodal Large Language Models, arXiv 2306.13394
+Data    MME_Benchmark_release_version, from the authors on request: 14 categories, 1,187 pictures, 2,374 questions
+Scorer  eval_tool/calculation.py in tools/eval_tool.zip of
+        https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models/tree/1c1d69e138b57cf8b0400427927bfb8ed4285458
+
+The two lines of code_reasoning/0020.txt, beside the picture 0020.png (question, tab, answer):
+    Is a python code shown in the picture? Please answer yes or no.	Yes
+    Is a c++ code shown in the picture? Please answer yes or no.	No
+
+A category's score is 100 * (accuracy over questions + accuracy over pictures with both answers right), at most 200.
+The published number is perception, the sum of ten categories; cognition is the sum of the other four.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.base import SHORT_ANSWER, Task, TaskInfo, llava_question
+from vlmamba_eval.types import DataError, Graded, ImageRef, Metric, Sample, Verdict
+
+if TYPE_CHECKING:
+    from vlmamba_eval.data import Folder, Hub
+    from vlmamba_eval.stats import Sums
+
+RELEASE = "MME_Benchmark_release_version"
+ASK = "Please answer yes or no."  # ends every question of the release; LLaVA asks for a short answer instead
+PERCEPTION = (
+    "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
+)  # fmt: skip
+COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+CATEGORIES = PERCEPTION + COGNITION
+OWN_FOLDER = ("posters", "celebrity", "scene", "landmark", "artwork")  # pictures in images/, questions elsewhere
+
+
+class Mme(Task):
+    info = TaskInfo(
+        name="mme",
+        title="MME",
+        measures="perception and cognition in 14 categories of paired yes/no questions",
+        split="release",
+        questions=2_374,
+        images=1_187,
+        headline="perception",
+        max_new_tokens=128,
+        paper="https://arxiv.org/abs/2306.13394",
+        scorer="https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models/blob/1c1d69e138b5/tools/eval_tool.zip",
+        folders=("MME", "mme"),
+        hub="lmms-lab-encoder/MME",
+        sources=(
+            f"{RELEASE}, pictures and questions: on request from the authors "
+            "(https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models, branch Evaluation), into MME",
+        ),
+    )
+
+    def load(self, data: Folder) -> list[Sample]:
+        llava, release = data.find_optional("llava_mme.jsonl"), data.find_optional(RELEASE)
+        if llava and not (release and any(release.glob("*/*.txt"))):
+            folder = release or llava.parent / RELEASE
+            samples: list[Sample] = []
+            for row in data.jsonl(llava):
+                place = row.text("image")
+                if not place.startswith(f"{row.one_of('category', CATEGORIES)}/"):
+                    row.fail(f"field 'image' should begin with its category's folder, found {place!r}.")
+                samples.append(
+                    _sample(place, data.image(folder, place, row.where), llava_question(row), None, row.where)
+                )
+            return samples
+        release = data.find(RELEASE, what="MME's release folder")
+        return [sample for category in CATEGORIES for sample in _category(data, release, category)]
+
+    def load_hub(self, hub: Hub) -> list[Sample]:
+        samples: list[Sample] = []
+        for row in hub.rows(self.info.hub, "test", image="image"):
+            category, _, name = row.text("question_id").partition("/")
+            if category not in CATEGORIES or not name:
+                row.fail(f"field 'question_id' should be category/picture, found {row.get('question_id')!r}.")
+            place = f"{category}/images/{name}" if category in OWN_FOLDER else f"{category}/{name}"  # as LLaVA names it
+            image = row.image("image", key=f"{self.info.hub}/{place}")  # stored once for each of its two questions
+            samples.append(_sample(place, image, row.text("question"), row.one_of("answer", ("Yes", "No")), row.where))
+        return samples
+
+    def prompt(self, sample: Sample) -> str:
+        return f"{sample.question}\n{SHORT_ANSWER}"
+
+    def grade(self, sample: Sample, text: str) -> Verdict:
+        """The official reading: yes, or else no, among the first four characters; otherwise "other", which is wrong.
+
+        So "Not sure" and "know" are a no and "Eyes" is a yes; nothing is stripped.
+        """
+        start = text.lower()[:4]
+        parsed = next((word for word in ("yes", "no") if word in start), "other")
+        return Verdict(parsed, float(parsed == str(sample.target).lower()), valid=parsed != "other")
+
+    def count(self, graded: Sequence[Graded]) -> Iterator[tuple[str, float]]:
+        pairs: dict[str, list[bool]] = defaultdict(list)
+        for item in graded:
+            pairs[item.sample.external_id].append(item.verdict is not None and item.verdict.credit == 1)
+            if item.verdict:
+                yield f"{item.sample.target} read as {item.verdict.parsed}|{item.sample.groups[0]}", 1
+        for name, right in pairs.items():
+            category = name.split("/")[0]
+            yield f"pictures|{category}", 1
+            yield f"both right|{category}", len(right) == 2 and all(right)
+
+    def metrics(self, sums: Sums) -> Iterator[Metric]:
+        found = {c: _numbers(sums, c) for c in CATEGORIES if c in sums.groups}
+        for name, categories in (
+            ("perception", PERCEPTION),
+            ("cognition", COGNITION),
+            ("total", CATEGORIES),
+        ):
+            scores = [found[category]["score"] for category in categories if category in found]
+            value = sum(scores) if scores else math.nan
+            over = "all" if name == "total" else name
+            yield Metric(name, value, over=over, headline=name == "perception", upper=200.0 * len(scores))
+        for category, numbers in found.items():
+            for name, value in numbers.items():
+                upper = {"score": 200.0, "other": None}.get(name, 100.0)
+                yield Metric(name, value, category=category, upper=upper)
+
+    def stratum(self, sample: Sample) -> str:
+        return sample.groups[0]
+
+    def join_key(self, prompt: str) -> str:
+        """The question, whichever of the two requests follows it and however many spaces stand before."""
+        question = prompt.removeprefix("<image>\n").strip().removesuffix(SHORT_ANSWER).strip().removesuffix(ASK)
+        return " ".join(question.split())
+
+    def submit(self, samples: Sequence[Sample], answers: Mapping[str, str], folder: Path) -> list[Path]:
+        """One text file a category, the input of calculation.py: picture, question, gold, answer, between tabs.
+
+        A tab or line end within an answer would break the format and becomes a space, which reads the same.
+        """
+        lines: dict[str, list[str]] = defaultdict(list)
+        for sample in sorted(samples, key=lambda sample: sample.external_id):  # a picture's two lines are neighbours
+            if sample.target is None:
+                raise DataError(f"{sample.where}: no gold answer here; the official files need MME's release.")
+            answer = answers.get(sample.id, "").translate(str.maketrans("\t\n\r", "   "))
+            cells = (sample.external_id.split("/")[-1], sample.fields["asked"], str(sample.target), answer)
+            lines[sample.groups[0]].append("\t".join(cells))
+        for category, content in lines.items():
+            path = folder / f"{category}.txt"
+            path.write_text("\n".join(content) + "\n", encoding="utf-8")
+            if path.read_text(encoding="utf-8").split("\n")[:-1] != content:
+                raise DataError(f"{path} does not read back as it was written. Is the disk full?")
+        return [folder / f"{category}.txt" for category in lines]
+
+
+def _category(data: Folder, release: Path, category: str) -> Iterator[Sample]:
+    """The samples of one category's folder, from a text file of two lines for each picture."""
+    base = release / category
+    texts = sorted(base.glob("*.txt")) or sorted(base.glob("questions_answers_YN/*.txt"))
+    if not texts:
+        raise DataError(f"{base}: no question files (*.txt) there; MME's release has 14 such folders.")
+    pictures = {path.stem: path for path in base.rglob("*") if path.suffix in (".jpg", ".png")}
+    for path in texts:
+        lines = [line.split("\t") for line in data.lines(path)]
+        if any(len(line) != 2 for line in lines) or sorted(line[1] for line in lines) != ["No", "Yes"]:
+            raise DataError(f"{path}: expected two lines, question<TAB>Yes and question<TAB>No, found {lines}.")
+        # Scoring needs no picture: where it is absent, it has the name that it has in the release.
+        usual = base / ("images" if category in OWN_FOLDER else "")
+        usual /= path.with_suffix(".png" if category in COGNITION else ".jpg").name
+        place = pictures.get(path.stem, usual).relative_to(release).as_posix()
+        for number, (asked, target) in enumerate(lines, 1):
+            where = f"{path}:{number}"
+            yield _sample(place, data.image(release, place, where), asked, target, where)
+
+
+def _sample(place: str, image: ImageRef, asked: str, target: str | None, where: str) -> Sample:
+    """A sample; `place` is the picture's path in the release, which is LLaVA's question_id."""
+    category, question = place.split("/")[0], asked.strip().removesuffix(ASK).strip()
+    return Sample(
+        id=f"{category}/{place.split('/')[-1]}/{question}",
+        image=image,
+        question=question,
+        target=target,
+        groups=(category, "perception" if category in PERCEPTION else "cognition"),
+        fields={"asked": asked},
+        external_id=place,
+        where=where,
+    )
+
+
+def _numbers(sums: Sums, category: str) -> dict[str, Any]:
+    """What calculation.py computes for one category; "other" answers are left out of precision and recall."""
+
+    def read(target: str, parsed: str) -> Any:
+        return sums[f"{target} read as {parsed}|{category}"]
+
+    tp, fn, fp, tn = read("Yes", "yes"), read("Yes", "no"), read("No", "yes"), read("No", "no")
+    acc = 100 * sums.ratio(tp + tn, sums.n(category))
+    acc_plus = 100 * sums.ratio(sums[f"both right|{category}"], sums[f"pictures|{category}"])
+    return {
+        "score": acc + acc_plus,
+        "acc": acc,
+        "acc_plus": acc_plus,
+        "precision": 100 * sums.ratio(tp, tp + fp),
+        "recall": 100 * sums.ratio(tp, tp + fn),
+        "other": read("Yes", "other") + read("No", "other"),
+    }
+
+
+TASKS = (Mme(),)
