@@ -141,3 +141,14 @@ def llava_question(row: Row) -> str:
 def lettered(choices: Sequence[str]) -> str:
     """The choices as LLaVA writes them: `A. first`, `B. second`, one a line."""
     return "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
+
+
+def all_answers(samples: Sequence[Sample], answers: Mapping[str, str]) -> list[str]:
+    """The answers in the samples' order, for a submission file. Raises `DataError` where one is missing."""
+    missing = [sample.id for sample in samples if sample.id not in answers]
+    if missing:
+        raise DataError(
+            f"{len(missing):,} of {len(samples):,} questions have no answer ({', '.join(missing[:3])}, ...), and a "
+            "server counts them as wrong. Run the same command again to finish the run, then submit."
+        )
+    return [answers[sample.id] for sample in samples]
