@@ -357,7 +357,7 @@ PRESETS: dict[str, ModelConfig] = {
             ),
             preprocessing=SIGLIP_PIXELS,
             connector=_VSS_L2,
-            language_model=LanguageModelConfig(d_model=192, n_layer=6, vocab_size=1536),
+            language_model=LanguageModelConfig(d_model=192, n_layer=6, vocab_size=1024),
             tokenizer=TokenizerConfig(source="vlmamba-tiny"),
         ),
     )

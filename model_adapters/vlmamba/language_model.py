@@ -172,15 +172,21 @@ class State:
             tuple(state.expand(n, -1, -1) for state in self.states),
         )
 
-    @staticmethod
-    def cat(states: list[State]) -> State:
-        """The rows of several states, one after the other."""
-        if len(states) == 1:
-            return states[0]
-        return State(
-            tuple(torch.cat(tails) for tails in zip(*(state.tails for state in states), strict=True)),
-            tuple(torch.cat(layer) for layer in zip(*(state.states for state in states), strict=True)),
-        )
+    def view(self, n: int) -> State:
+        """The first `n` rows, sharing memory."""
+        return State(tuple(tail[:n] for tail in self.tails), tuple(state[:n] for state in self.states))
+
+    def put(self, start: int, other: State) -> None:
+        """Copy the rows of `other` into this state from row `start` on."""
+        for mine, theirs in zip(self.tails + self.states, other.tails + other.states, strict=True):
+            mine[start : start + len(theirs)].copy_(theirs)
+
+    def move(self, sources: list[int], targets: list[int]) -> None:
+        """Copy rows over other rows of this state; no row may be both source and target."""
+        device = self.states[0].device
+        source, target = torch.tensor(sources, device=device), torch.tensor(targets, device=device)
+        for tensor in self.tails + self.states:
+            tensor.index_copy_(0, target, tensor.index_select(0, source))
 
 
 class Block(nn.Module):
@@ -245,6 +251,17 @@ class LanguageModel(nn.Module):
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids [...] -> embeddings [..., d_model]."""
         return self.backbone.embedding(ids)
+
+    def new_state(self, n: int) -> State:
+        """The state of `n` rows that have read nothing yet."""
+        mixer = self.blocks[0].mixer
+        device = self.backbone.embedding.weight.device
+        tail, state = (n, mixer.d_conv - 1, mixer.d_inner), (n, mixer.d_state, mixer.d_inner)
+        layers = range(self.config.n_layer)
+        return State(
+            tuple(torch.zeros(tail, dtype=mixer.dtype, device=device) for _ in layers),
+            tuple(torch.zeros(state, dtype=torch.float32, device=device) for _ in layers),
+        )
 
     def prefill(
         self,

@@ -1,0 +1,230 @@
+"""A VL-Mamba as a folder: everything that is needed, nothing pickled.
+
+    config.json                     every choice (`config.ModelConfig`), with the provenance of the parameters
+    model.safetensors               the parameters; sharded, with an index, where large
+    tokenizer.json                  the tokenizer, as the `tokenizers` library keeps it
+    tokenizer_config.json           for transformers' AutoTokenizer
+    fingerprint.json                a cache of the parameters' hash; may be deleted
+
+`config.json` is written last: a folder that has it is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from vlmamba_eval.types import ModelError
+
+from .config import ModelConfig, load_config, to_dict
+from .language_model import keeps_float32
+from .model import VLMamba, empty_model
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_SHARD = "2GB"
+# Hashing less than this takes no time worth a file beside the weights.
+_CACHE_FINGERPRINT_FROM = 64 * 2**20
+
+
+# =============================================================================
+# Writing
+# =============================================================================
+
+
+def save(folder: Path, parameters: Mapping[str, Tensor], config: ModelConfig, tokenizer: Tokenizer) -> None:
+    """Write a checkpoint, in place of one that is already there.
+
+    `parameters` are those of `VLMamba`, in any precision; they are stored as they are. `ModelError` where they do not
+    fit `config`.
+    """
+    from huggingface_hub import save_torch_state_dict
+
+    check_parameters({name: tuple(tensor.shape) for name, tensor in parameters.items()}, config, "the parameters")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as name:
+        new = Path(name)
+        save_torch_state_dict(dict(parameters), new, max_shard_size=_SHARD)
+        tokenizer.save(str(new / "tokenizer.json"))
+        (new / "tokenizer_config.json").write_text(_tokenizer_config(tokenizer, config), encoding="utf-8")
+        (folder / "config.json").unlink(missing_ok=True)
+        for old in [*folder.glob("model*.safetensors"), *folder.glob("model*.index.json")]:
+            old.unlink()
+        mode = (new / "tokenizer_config.json").stat().st_mode
+        for path in sorted(new.iterdir()):
+            path.chmod(mode)  # the safetensors library writes files that their owner alone can read
+            os.replace(path, folder / path.name)
+        (new / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
+        os.replace(new / "config.json", folder / "config.json")
+
+
+def _tokenizer_config(tokenizer: Tokenizer, config: ModelConfig) -> str:
+    data = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": tokenizer.id_to_token(config.tokenizer.eos_token_id),
+        "pad_token": tokenizer.id_to_token(config.tokenizer.pad_token_id),
+        "clean_up_tokenization_spaces": False,
+    }
+    return json.dumps(data, indent=2) + "\n"
+
+
+# =============================================================================
+# Reading
+# =============================================================================
+
+
+def load(
+    folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[VLMamba, ModelConfig, Tokenizer]:
+    """Read a checkpoint onto a device, in a given precision.
+
+    The files are mapped, not read: one tensor at a time is converted, so that two whole copies never exist.
+    `ModelError` names what is missing, unexpected or of another shape.
+    """
+    config = load_config(folder)
+    tokenizer = load_tokenizer(folder / "tokenizer.json", config)
+    model = empty_model(config, dtype)
+    with contextlib.ExitStack() as files:
+        tensors = _open(folder, files)
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in tensors.items()}
+        check_parameters(shapes, config, str(folder), model)
+        parameters = {
+            name: file.get_tensor(name).to(device, torch.float32 if keeps_float32(name) else dtype)
+            for name, file in tensors.items()
+        }
+    model.load_state_dict(parameters, assign=True)
+    model.vision.reset_buffers()
+    return model, config, tokenizer
+
+
+def _open(folder: Path, files: contextlib.ExitStack) -> dict[str, safe_open]:
+    """Parameter name -> the open file that holds it."""
+    tensors: dict[str, safe_open] = {}
+    for path in weight_files(folder):
+        try:
+            file = files.enter_context(safe_open(path, framework="pt"))
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{path}: expected a safetensors file, found: {error}") from error
+        for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
+            if name in tensors:
+                raise ModelError(f"{path}: the parameter {name} is also in another file of {folder}")
+            tensors[name] = file
+    return tensors
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, in order."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        single = folder / "model.safetensors"
+        if not single.is_file():
+            raise ModelError(f"{folder}: expected model.safetensors or model.safetensors.index.json, found neither")
+        return [single]
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{index}: expected an index with a weight_map, found: {error!r}") from error
+    for name in names:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise ModelError(f"{index}: names the file {name!r}, which is not in {folder}; copy the folder again")
+    return [folder / name for name in names]
+
+
+def check_parameters(
+    shapes: Mapping[str, tuple[int, ...]], config: ModelConfig, where: str, model: VLMamba | None = None
+) -> None:
+    """`ModelError` unless names and shapes are exactly those of the configured model."""
+    expected = {name: tuple(tensor.shape) for name, tensor in (model or empty_model(config)).state_dict().items()}
+    check_shapes(shapes, expected, where)
+
+
+def check_shapes(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """`ModelError` unless two sets of named shapes are equal; it lists the differences."""
+    wrong = [
+        f"{name}: expected {list(expected[name])}, found {list(found[name])}"
+        for name in sorted(set(expected) & set(found))
+        if expected[name] != found[name]
+    ]
+    problems = [
+        f"{len(names)} {what}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        for what, names in (
+            ("missing", sorted(set(expected) - set(found))),
+            ("unexpected", sorted(set(found) - set(expected))),
+            ("of another shape", wrong),
+        )
+        if names
+    ]
+    if problems:
+        raise ModelError(f"{where} does not hold the parameters of its configuration; " + "; ".join(problems))
+
+
+def load_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
+    """Read a tokenizer.json and check it against the configuration."""
+    from tokenizers import Tokenizer
+
+    if not path.is_file():
+        raise ModelError(f"{path} is missing: a checkpoint holds its tokenizer")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise ModelError(f"{path}: expected a tokenizer of the `tokenizers` library, found: {error}") from error
+    check_tokenizer(tokenizer, config, str(path))
+    return tokenizer
+
+
+def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig, where: str) -> None:
+    """`ModelError` unless the end mark has its id and every id has an embedding."""
+    from .template import END
+
+    eos, rows = config.tokenizer.eos_token_id, config.language_model.padded_vocab_size
+    if tokenizer.token_to_id(END) != eos:
+        raise ModelError(f"{where}: expected {END} to have the id {eos}, found {tokenizer.token_to_id(END)}")
+    if tokenizer.get_vocab_size() > rows:
+        raise ModelError(f"{where}: has {tokenizer.get_vocab_size()} tokens, but the model embeds {rows}")
+
+
+# =============================================================================
+# Identity
+# =============================================================================
+
+
+def fingerprint(folder: Path) -> str:
+    """`sha256:...` of the parameters' files.
+
+    For large files the hash is kept in the folder, where it can be written, and taken anew when a file's size or time
+    of change differs.
+    """
+    files = weight_files(folder)
+    marks = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+    cache = folder / "fingerprint.json"
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        known = json.loads(cache.read_text(encoding="utf-8"))
+        if known["files"] == marks:
+            return str(known["fingerprint"])
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(_sha256(path))
+    found = f"sha256:{digest.hexdigest()}"
+    if sum(size for size, _ in marks.values()) >= _CACHE_FINGERPRINT_FROM:
+        with contextlib.suppress(OSError):
+            cache.write_text(json.dumps({"files": marks, "fingerprint": found}, indent=2) + "\n", encoding="utf-8")
+    return found
+
+
+def _sha256(path: Path) -> bytes:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.digest()

@@ -1,0 +1,395 @@
+"""The engine: an image is read once, and every question about it continues from a copy of the same state.
+
+    images    -> encoder and connector, several at once
+              -> prefill of the image after the template's opening: one state an image
+    questions -> sorted by length into micro-batches over all images, each row continuing its image's state
+              -> decoded together; finished rows leave and waiting ones take their place
+
+Rows are padded on the right, and padding never enters a state, so an answer depends on its image and question alone.
+With `sharing=False` every question is answered by itself, from the pixels on: the plain reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vlmamba_eval.types import Generation, ImageQuestions, Likelihood, OutOfMemory, Question, StopReason
+
+from .config import TemplateConfig
+from .language_model import State
+from .model import VLMamba
+from .template import answer_text, render
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much is done at once. These bound memory and never change an answer."""
+
+    images: int
+    """Images that are encoded, and whose prefix is prefilled, at once."""
+    tokens: int
+    """Tokens of questions, padding included, that are prefilled at once."""
+    rows: int
+    """Questions that are decoded at once."""
+
+
+# On a CPU large temporaries cost page faults: micro-batches of a few thousand tokens are the fastest.
+LIMITS = {"cpu": Limits(images=4, tokens=1024, rows=64), "cuda": Limits(images=32, tokens=32768, rows=256)}
+
+
+@dataclass(slots=True)
+class _Row:
+    """One question under way."""
+
+    group: int
+    number: int
+    question: Question
+    prompt: str
+    ids: list[int]
+    source: int
+    """Which image's state it continues; -1: none."""
+    answer: list[int] = field(default_factory=list)
+    stop: StopReason | None = None
+    likelihoods: list[Likelihood] = field(default_factory=list)
+
+
+class Engine:
+    """Greedy answers and likelihoods for groups of questions.
+
+    `images_encoded` counts how many images went through the encoder since the engine was made.
+    """
+
+    def __init__(
+        self,
+        model: VLMamba,
+        tokenizer: Tokenizer,
+        *,
+        sharing: bool = True,
+        limits: Limits | None = None,
+    ):
+        config = model.config
+        self.model = model
+        self.tokenizer = tokenizer
+        self.template: TemplateConfig = config.template
+        self.eos = config.tokenizer.eos_token_id
+        self.pad = config.tokenizer.pad_token_id
+        self.sharing = sharing
+        self.device = model.language_model.backbone.embedding.weight.device
+        self.limits = limits or LIMITS.get(self.device.type, LIMITS["cpu"])
+        # Rows of the embedding matrix that no token has can't be said.
+        self.vocabulary = min(config.language_model.vocab_size, tokenizer.get_vocab_size())
+        self.images_encoded = 0
+        self._opening: State | None = None
+        self._pool: State | None = None
+
+    # =========================================================================
+    # What the adapter asks
+    # =========================================================================
+
+    def generate(self, batch: Sequence[ImageQuestions]) -> list[list[Generation]]:
+        """Answer every question greedily, in order."""
+        with torch.inference_mode(), _out_of_memory():
+            rows = self._rows(batch)
+            if self.sharing:
+                self._decode_all(rows, self._read_images(batch))
+            else:
+                for row in rows:
+                    self._generate_plainly(row, batch[row.group].image)
+        return self._in_order(batch, rows)
+
+    def rank(self, batch: Sequence[ImageQuestions]) -> list[list[Generation]]:
+        """Score every continuation of every question, in order; the best mean log-probability a token is the text."""
+        with torch.inference_mode(), _out_of_memory():
+            rows = self._rows(batch)
+            for row in rows:
+                if not row.question.continuations:
+                    raise ValueError(f"nothing to rank: the question {row.question.text!r} has no continuations")
+            if self.sharing:
+                self._rank_all(rows, self._read_images(batch))
+            else:
+                for row in rows:
+                    self._rank_plainly(row, batch[row.group].image)
+        return self._in_order(batch, rows)
+
+    # =========================================================================
+    # Texts
+    # =========================================================================
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of one piece of a conversation; no token is put in front."""
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def _rows(self, batch: Sequence[ImageQuestions]) -> list[_Row]:
+        """All questions with the tokens that follow the image, or all tokens where there is none."""
+        rows = []
+        images = 0
+        for group, item in enumerate(batch):
+            has_image = item.image is not None and bool(item.questions)
+            for number, question in enumerate(item.questions):
+                segments = render(self.template, [(question.text, None)], image=has_image)
+                after = [i for i, segment in enumerate(segments) if segment.kind == "image"]
+                asked = segments[after[-1] + 1 :] if after else segments
+                ids = [token for segment in asked for token in self.encode(segment.text)]
+                prompt = "".join(segment.text for segment in segments)
+                rows.append(_Row(group, number, question, prompt, ids, images if has_image else -1))
+            images += has_image
+        return rows
+
+    def _opening_ids(self) -> list[int]:
+        """The tokens before the image: the same for every question."""
+        segments = render(self.template, [("", None)], image=True)
+        before = [segment for segment in segments if segment.kind == "text"] if segments[0].kind == "text" else []
+        return self.encode(before[0].text) if before else []
+
+    def _continuations(self, row: _Row) -> list[list[int]]:
+        return [self.encode(answer_text(self.template, text)) for text in row.question.continuations]
+
+    def _in_order(self, batch: Sequence[ImageQuestions], rows: Iterable[_Row]) -> list[list[Generation]]:
+        results: list[list[Generation]] = [[] for _ in batch]
+        for row in rows:  # rows were made in the order of the questions
+            results[row.group].append(self._generation(row))
+        return results
+
+    def _generation(self, row: _Row) -> Generation:
+        if row.likelihoods:
+            means = [likelihood.logprob / max(likelihood.n_tokens, 1) for likelihood in row.likelihoods]
+            best = means.index(max(means))
+            return Generation(
+                text=row.question.continuations[best],
+                prompt=row.prompt,
+                n_tokens=row.likelihoods[best].n_tokens,
+                stop="likelihood",
+                likelihoods=tuple(row.likelihoods),
+            )
+        text = self.tokenizer.decode(row.answer, skip_special_tokens=True).strip()
+        return Generation(text, row.prompt, len(row.answer), row.stop or "unknown")
+
+    # =========================================================================
+    # Reading
+    # =========================================================================
+
+    def _read_images(self, batch: Sequence[ImageQuestions]) -> State | None:
+        """The states after each image that is asked about, in order; None where there is no image."""
+        pixels = [item.image for item in batch if item.image is not None and item.questions]
+        if not pixels:
+            return None
+        if self._opening is None and (opening := self._opening_ids()):
+            _, self._opening = self._prefill_ids([opening])
+        read: State | None = None
+        for start in range(0, len(pixels), self.limits.images):
+            embeds = self._embed_images(pixels[start : start + self.limits.images])  # [i, t, d_model]
+            _, state = self.model.language_model.prefill(embeds, self._opening)
+            if len(state) == len(pixels):
+                return state
+            if read is None:
+                read = self.model.language_model.new_state(len(pixels))
+            read.put(start, state)
+        return read
+
+    def _embed_images(self, pixels: Sequence[Tensor]) -> Tensor:
+        self.images_encoded += len(pixels)
+        return self.model.embed_images(torch.stack(list(pixels)).to(self.device, non_blocking=True))
+
+    def _prefill_ids(
+        self, ids: Sequence[Sequence[int]], state: State | None = None, sources: Sequence[int] | None = None
+    ) -> tuple[Tensor, State]:
+        """Read rows of tokens, each from the row of `state` that `sources` names (-1: from nothing).
+
+        Returns the residual stream [b, l, d_model], of which the first len(ids[i]) tokens of row i count, and the
+        rows' states.
+        """
+        lengths = torch.tensor([len(row) for row in ids])
+        longest = int(lengths.max())
+        padded = torch.tensor([[*row, *[self.pad] * (longest - len(row))] for row in ids])
+        uniform = bool((lengths == longest).all())
+        rows = None if state is None or sources is None else torch.tensor(sources, device=self.device)
+        return self.model.language_model.prefill(
+            self.model.language_model.embed(padded.to(self.device)),
+            state,
+            None if uniform else lengths.to(self.device),
+            rows,
+        )
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """[b, d_model] -> [b, vocabulary]"""
+        return self.model.language_model.logits(x)[:, : self.vocabulary]
+
+    # =========================================================================
+    # Answering together
+    # =========================================================================
+
+    def _decode_all(self, rows: Sequence[_Row], prefixes: State | None) -> None:
+        """Prefill the questions as room allows, and decode all rows that are under way one token at a time."""
+        for row in rows:
+            if row.question.max_new_tokens <= 0:
+                row.stop = "length"
+        waiting = self._micro_batches([row for row in rows if row.stop is None])
+        pool = self._room_for_rows(min(self.limits.rows, len(rows)))
+        active: list[_Row] = []
+        upcoming = next(waiting, None)
+        while active or upcoming:
+            if upcoming and len(active) + len(upcoming) <= self.limits.rows:
+                x, state = self._prefill_ids([row.ids for row in upcoming], prefixes, [row.source for row in upcoming])
+                last = x[torch.arange(len(upcoming)), torch.tensor([len(row.ids) - 1 for row in upcoming])]
+                going = self._say(upcoming, self._logits(last))
+                if len(going) < len(upcoming):
+                    state = state.select(torch.tensor(going, dtype=torch.long, device=self.device))
+                pool.put(len(active), state)
+                active += [upcoming[i] for i in going]
+                upcoming = next(waiting, None)
+                continue
+            ids = torch.tensor([row.answer[-1] for row in active], device=self.device)
+            x = self.model.language_model.step(ids, pool.view(len(active)))  # [n, d_model]
+            going = self._say(active, self._logits(x))
+            active = _close_ranks(active, going, pool)
+
+    def _say(self, rows: Sequence[_Row], logits: Tensor) -> list[int]:
+        """Give each row its next token, logits [b, vocabulary]; returns the places of the rows that go on."""
+        going = []
+        for place, (row, token) in enumerate(zip(rows, logits.argmax(-1).tolist(), strict=True)):
+            if token == self.eos:
+                row.stop = "eos"
+                continue
+            row.answer.append(token)
+            if len(row.answer) == row.question.max_new_tokens:
+                row.stop = "length"
+            else:
+                going.append(place)
+        return going
+
+    def _room_for_rows(self, n: int) -> State:
+        """States for the rows that are decoded, kept from call to call."""
+        if self._pool is None or len(self._pool) < n:
+            self._pool = None  # freed before the larger one is made
+            self._pool = self.model.language_model.new_state(n)
+        return self._pool
+
+    def _micro_batches(self, rows: Sequence[_Row]) -> Iterator[list[_Row]]:
+        """Rows of similar length together, over all images, as many as the limits allow."""
+        batch: list[_Row] = []
+        for row in sorted(rows, key=lambda row: len(row.ids)):
+            if batch and (len(batch) == self.limits.rows or (len(batch) + 1) * len(row.ids) > self.limits.tokens):
+                yield batch
+                batch = []
+            batch.append(row)
+        if batch:
+            yield batch
+
+    # =========================================================================
+    # Ranking together
+    # =========================================================================
+
+    def _rank_all(self, rows: Sequence[_Row], prefixes: State | None) -> None:
+        for batch in self._micro_batches(rows):
+            x, state = self._prefill_ids([row.ids for row in batch], prefixes, [row.source for row in batch])
+            last = x[torch.arange(len(batch)), torch.tensor([len(row.ids) - 1 for row in batch])]  # [b, d_model]
+            options = [(i, ids) for i, row in enumerate(batch) for ids in self._continuations(row)]
+            first = torch.tensor([ids[0] for _, ids in options])
+            scores = self._logprobs(last, torch.tensor([i for i, _ in options]), first).tolist()
+            longer = [place for place, (_, ids) in enumerate(options) if len(ids) > 1]
+            longer.sort(key=lambda place: len(options[place][1]))
+            for places in self._portions(longer, [len(ids) - 1 for _, ids in options]):
+                rest = [options[place][1] for place in places]
+                x, _ = self._prefill_ids([ids[:-1] for ids in rest], state, [options[place][0] for place in places])
+                row_of = [i for i, ids in enumerate(rest) for _ in ids[1:]]
+                column_of = [t for ids in rest for t in range(len(ids) - 1)]
+                needed = x[torch.tensor(row_of), torch.tensor(column_of)]  # [m, d_model]
+                targets = torch.tensor([token for ids in rest for token in ids[1:]])
+                found = self._logprobs(needed, torch.arange(len(targets)), targets).tolist()
+                for i, logprob in zip(row_of, found, strict=True):
+                    scores[places[i]] += logprob
+            for (i, ids), score in zip(options, scores, strict=True):
+                batch[i].likelihoods.append(Likelihood(score, len(ids)))
+
+    def _portions(self, places: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
+        portion: list[int] = []
+        for place in places:
+            if portion and (len(portion) + 1) * lengths[place] > self.limits.tokens:
+                yield portion
+                portion = []
+            portion.append(place)
+        if portion:
+            yield portion
+
+    def _logprobs(self, x: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
+        """The log-probability of target j after residual stream x[rows[j]]: x [b, d_model] -> [m].
+
+        Only the positions asked for go through the output head, a few at a time.
+        """
+        found = torch.empty(len(targets), device=self.device)
+        rows, targets = rows.to(self.device), targets.to(self.device)
+        for start in range(0, len(x), 256):
+            logits = self._logits(x[start : start + 256])  # [<= 256, vocabulary]
+            normaliser = logits.logsumexp(-1)
+            here = ((rows >= start) & (rows < start + 256)).nonzero()[:, 0]
+            local = rows[here] - start
+            found[here] = logits[local, targets[here]] - normaliser[local]
+        return found
+
+    # =========================================================================
+    # One at a time
+    # =========================================================================
+
+    def _read_plainly(self, row: _Row, image: Tensor | None, more: Sequence[int] = ()) -> tuple[Tensor, State]:
+        """The whole conversation, and `more` tokens of an answer, in one prefill of one row."""
+        embed = self.model.language_model.embed
+        text = embed(torch.tensor([[*row.ids, *more]], device=self.device))  # [1, l, d_model]
+        if image is not None:
+            opening = embed(torch.tensor([self._opening_ids()], dtype=torch.long, device=self.device))
+            text = torch.cat([opening, self._embed_images([image]), text], dim=1)
+        return self.model.language_model.prefill(text)
+
+    def _generate_plainly(self, row: _Row, image: Tensor | None) -> None:
+        if row.question.max_new_tokens <= 0:
+            row.stop = "length"
+            return
+        x, state = self._read_plainly(row, image)
+        going = self._say([row], self._logits(x[:, -1]))
+        while going:
+            x = self.model.language_model.step(torch.tensor(row.answer[-1:], device=self.device), state)
+            going = self._say([row], self._logits(x))
+
+    def _rank_plainly(self, row: _Row, image: Tensor | None) -> None:
+        for ids in self._continuations(row):
+            x, _ = self._read_plainly(row, image, ids[:-1])
+            targets = torch.tensor(ids)
+            logprobs = self._logprobs(x[0, -len(ids) :], torch.arange(len(ids)), targets)
+            row.likelihoods.append(Likelihood(float(logprobs.sum()), len(ids)))
+
+
+def _close_ranks(active: Sequence[_Row], going: Sequence[int], pool: State) -> list[_Row]:
+    """Keep the rows at the places `going`: those at the end take the places of finished ones, the rest stay."""
+    n = len(going)
+    stay = {place for place in going if place < n}
+    movers = [place for place in going if place >= n]
+    holes = [place for place in range(n) if place not in stay]
+    if movers:
+        pool.move(movers, holes)
+    kept = list(active[:n])
+    for mover, hole in zip(movers, holes, strict=True):
+        kept[hole] = active[mover]
+    return kept
+
+
+@contextmanager
+def _out_of_memory() -> Iterator[None]:
+    """Turn what PyTorch raises when memory is short into the error that the harness answers with smaller batches."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(str(error)) from error
+    except MemoryError as error:
+        raise OutOfMemory("the machine has no more memory") from error
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" not in str(error):
+            raise
+        raise OutOfMemory(str(error)) from error
