@@ -1,0 +1,196 @@
+"""SEED-Bench: four choices on nine abilities with pictures and three with clips, of which one frame is shown.
+
+Paper   Li et al. 2023, SEED-Bench: Benchmarking Multimodal LLMs with Generative Comprehension, arXiv 2307.16125
+Data    https://github.com/AILab-CVC/SEED-Bench/blob/09d782c591cc/DATASET.md (SEED-Bench-1): `SEED-Bench.json`, pictures
+        without file extension in SEED-Bench-image/{data_id}; LLaVA shows a clip's middle frame, extracted by its script
+        into SEED-Bench-video-image/{type}_{question}.png. The first list has 19,242 questions (`seed`; LLaVA-1.5); in
+        November 2023 1,252 on clips were withdrawn (`seed_updated`, the hub). The 14,233 on pictures are the same.
+Scorer  https://github.com/haotian-liu/LLaVA/blob/c121f0432da2/scripts/convert_seed_for_submission.py#L13-L50: the text
+        is exactly the letter. The authors rank the choices instead, by the mean loss of each choice's text after the
+        question without options: --scoring likelihood, as in
+        https://github.com/AILab-CVC/SEED-Bench/blob/503df77f8691/SEED-Bench-2/model/llava_v2_interface.py#L82-L120
+        Published all-questions numbers (LLaVA-1.5) and image numbers (LLaVA-1.6, VL-Mamba probably) are both reported.
+
+One question:
+    {"answer": "A", "choice_a": "One", "choice_b": "Two", "choice_c": "Three", "choice_d": "Four", "data_id":
+     "1454426_2591111986", "data_type": "image", "question": "How many towels are in the image?", "question_id":
+     "101669", "question_type_id": 5}
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.base import LETTER_ANSWER, LETTERS, Task, TaskInfo, all_answers, lettered
+from vlmamba_eval.types import DataError, Generation, ImageRef, Metric, Sample, Verdict
+
+if TYPE_CHECKING:
+    from vlmamba_eval.data import Folder, Hub, Row
+    from vlmamba_eval.stats import Sums
+
+OPTIONS = tuple(LETTERS[:4])
+KINDS = ("image", "video")
+TYPES = (
+    "scene understanding", "instance identity", "instance attributes", "instance location", "instances counting",
+    "spatial relation", "instance interaction", "visual reasoning", "text understanding",
+    "action recognition", "action prediction", "procedure understanding",
+)  # fmt: skip
+LETTERED = re.compile(rf"(.*)\nA\. (.*?)\nB\. (.*?)\nC\. (.*?)\nD\. (.*)\n{re.escape(LETTER_ANSWER)}", re.DOTALL)
+
+
+class Seed(Task):
+    def __init__(self, info: TaskInfo, kinds: tuple[str, ...] = KINDS) -> None:
+        self.info = info
+        self.kinds = kinds
+
+    def load(self, data: Folder) -> list[Sample]:
+        root = data.find_optional("SEED-Bench-image", "SEED-Bench-video-image")
+        root = root.parent if root else data.root / self.info.folders[0]
+        path = data.find_optional("SEED-Bench.json")
+        if path is None and (llava := data.find_optional("llava-seed-bench.jsonl")):
+            samples = [_llava_sample(row, data.image(root, row.text("image"), row.where)) for row in data.jsonl(llava)]
+        else:
+            path = data.find("SEED-Bench.json", what="SEED-Bench's questions")
+            samples = []
+            for row in data.rows(path, "questions"):
+                if row.one_of("data_type", KINDS) == "image":
+                    name = f"SEED-Bench-image/{row.text('data_id')}"
+                else:
+                    frame = f"{row.identifier('question_type_id')}_{row.identifier('question_id')}.png"
+                    name = f"SEED-Bench-video-image/{frame}"
+                samples.append(_sample(row, data.image(root, name, row.where)))
+        return [sample for sample in samples if sample.groups[0] in self.kinds]
+
+    def load_hub(self, hub: Hub) -> list[Sample]:
+        if not self.info.hub:
+            return super().load_hub(hub)
+        samples = []
+        for row in hub.rows(self.info.hub, "test", image="image"):
+            frames = row.get("image")
+            if not isinstance(frames, tuple) or not frames:
+                row.fail("column 'image' should hold a list of pictures: one, or the frames of a clip.")
+            image = frames[(len(frames) - 1) // 2]
+            if row.one_of("data_type", KINDS) == "image" and isinstance(row.values.get("data_id"), str):
+                image = replace(image, key=f"{self.info.hub}/{row.text('data_id')}")  # shared by several questions
+            samples.append(_sample(row, image))
+        return [sample for sample in samples if sample.groups[0] in self.kinds]
+
+    def prompt(self, sample: Sample) -> str:
+        return f"{sample.question}\n{lettered(sample.choices)}\n{LETTER_ANSWER}"
+
+    def grade(self, sample: Sample, text: str) -> Verdict:
+        """Nothing is parsed: "A." and " A" are wrong, as in LLaVA's script."""
+        parsed = text if text in OPTIONS else None
+        return Verdict(parsed, float(parsed == sample.target), parsed is not None)
+
+    def metrics(self, sums: Sums) -> Iterator[Metric]:
+        for group in ("all", *KINDS):
+            if group in ("all", *self.kinds):
+                name = "accuracy" if group == "all" else f"{group}_accuracy"
+                value = 100 * sums.ratio(sums.credit(group), sums.n(group))
+                yield Metric(name, value, over=group, headline=group == "all")
+        for group in sums.groups:
+            if group not in KINDS:
+                yield Metric("accuracy", 100 * sums.ratio(sums.credit(group), sums.n(group)), category=group)
+
+    def likelihood_prompt(self, sample: Sample) -> str:
+        return sample.question
+
+    def continuations(self, sample: Sample) -> tuple[str, ...]:
+        return sample.choices
+
+    def choose(self, sample: Sample, generation: Generation) -> str:
+        """The letter of the choice with the lowest mean loss of a token."""
+        if not generation.likelihoods:
+            return generation.text
+        means = [ranked.logprob / max(ranked.n_tokens, 1) for ranked in generation.likelihoods]
+        return OPTIONS[means.index(max(means))]
+
+    def submit(self, samples: Sequence[Sample], answers: Mapping[str, str], folder: Path) -> list[Path]:
+        """The leaderboard's JSON lines, in the order of the questions, with the answers as they are."""
+        path = folder / f"{self.info.name}.jsonl"
+        texts = all_answers(samples, answers)
+        rows = [{"question_id": s.id, "prediction": text} for s, text in zip(samples, texts, strict=True)]
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        if [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] != rows:
+            raise DataError(f"{path} does not hold what was written. Is the disk full?")
+        return [path]
+
+
+def _sample(row: Row, image: ImageRef) -> Sample:
+    choices = tuple(row.text(f"choice_{letter.lower()}") for letter in OPTIONS)
+    kind, target = row.one_of("data_type", KINDS), row.one_of("answer", OPTIONS)
+    groups = _groups(row, row.identifier("question_type_id"), kind)
+    return Sample(row.identifier("question_id"), image, row.text("question"), target, choices, groups, where=row.where)
+
+
+def _llava_sample(row: Row, image: ImageRef) -> Sample:
+    found = LETTERED.fullmatch(row.text("text"))
+    if found is None:
+        row.fail(f"field 'text' should be a question, choices A. to D. and the line {LETTER_ANSWER!r}.")
+    question, *choices = found.groups()
+    number = row.identifier("question_id")
+    groups = _groups(row, row.identifier("category"), "video" if number.startswith("v") else "image")
+    return Sample(number, image, question, None, tuple(choices), groups, where=row.where)
+
+
+def _groups(row: Row, number: str, kind: str) -> tuple[str, str]:
+    if number not in map(str, range(1, 13)) or (kind == "video") != (int(number) >= 10):
+        row.fail(f"question type {number} with {kind} data; types 1 to 9 ask about pictures, 10 to 12 about clips.")
+    return kind, f"type/{TYPES[int(number) - 1]}"
+
+
+ORIGINAL = TaskInfo(
+    name="seed",
+    title="SEED-Bench",
+    measures="twelve abilities by multiple choice, on pictures and on middle frames of clips",
+    split="original list",
+    questions=19_242,
+    images=None,
+    headline="accuracy",
+    max_new_tokens=128,
+    paper="https://arxiv.org/abs/2307.16125",
+    scorer="https://github.com/haotian-liu/LLaVA/blob/c121f0432da2/scripts/convert_seed_for_submission.py",
+    folders=("seed_bench", "SEED-Bench", "seed"),
+    sources=(
+        "SEED-Bench.json of 2023-07 (19,242 questions) and SEED-Bench-image.zip: the data set AILab-CVC/SEED-Bench on "
+        "the hub, into seed_bench",
+        "Middle frames of the clips: get Something-Something v2, EPIC-KITCHENS-100 and Breakfast (each asks for "
+        "consent) and run LLaVA's extract_video_frames.py, into seed_bench/SEED-Bench-video-image",
+    ),
+)
+IMAGE = replace(
+    ORIGINAL,
+    name="seed_image",
+    title="SEED-Bench image",
+    measures="nine abilities by multiple choice, on pictures",
+    split="image questions",
+    questions=14_233,
+    hub="lmms-lab-encoder/SEED-Bench",
+    sources=ORIGINAL.sources[:1],
+)
+VIDEO = replace(
+    ORIGINAL,
+    name="seed_video",
+    title="SEED-Bench video",
+    measures="three abilities by multiple choice, on middle frames of clips",
+    split="video questions, original list",
+    questions=5_009,
+)
+UPDATED = replace(
+    ORIGINAL,
+    name="seed_updated",
+    title="SEED-Bench (updated)",
+    split="list of 2023-11-30",
+    questions=17_990,
+    hub="lmms-lab-encoder/SEED-Bench",
+    sources=("SEED-Bench.json of 2023-11-30 (17,990 questions), otherwise as for `seed`", *ORIGINAL.sources),
+)
+
+TASKS = (Seed(ORIGINAL), Seed(IMAGE, ("image",)), Seed(VIDEO, ("video",)), Seed(UPDATED))

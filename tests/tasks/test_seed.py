@@ -1,0 +1,243 @@
+"""SEED-Bench: the official script's cases, lists and layouts, ranking by likelihood, and refused files."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.base import LETTER_ANSWER
+from tasks.seed import ORIGINAL, TASKS, TYPES
+from vlmamba_eval.data import Folder, Hub
+from vlmamba_eval.types import DataError, Generation, ImageRef, Likelihood, Sample
+
+SEED, IMAGE, VIDEO, UPDATED = TASKS
+Scores = dict[tuple[str, str], float]
+Put = Callable[[str, Any], Path]
+
+
+def question(number: str = "101669", type_id: int = 5, answer: str = "A", **changes: Any) -> dict[str, Any]:
+    choices = {"choice_a": "One", "choice_b": "Two", "choice_c": "Three", "choice_d": "Four"}
+    kind = "image" if type_id < 10 else "video"
+    row = {"answer": answer, **choices, "data_id": "14_25", "data_type": kind, "question": "How many towels?"}
+    return {**row, "question_id": number, "question_type_id": type_id, **changes}
+
+
+def load(put: Put, rows: list[dict[str, Any]], task: Any = SEED) -> list[Sample]:
+    path = put("seed_bench/SEED-Bench.json", {"questions": rows, "question_type": {"Instances Counting": 5}})
+    return task.load(Folder(path.parents[1], ORIGINAL.folders))
+
+
+def bare(answer: str = "A") -> Sample:
+    return Sample("1", ImageRef("i", "i", bytes), "Which?", answer, ("a", "b", "c", "d"), ("image", f"type/{TYPES[0]}"))
+
+
+# =============================================================================
+# Scoring
+# =============================================================================
+
+
+def test_every_golden_answer_is_graded_as_the_official_script_does(
+    golden: Callable[[str], list[dict[str, Any]]],
+) -> None:
+    cases = [line for line in golden("seed") if line["kind"] == "case"]
+    assert len(cases) == 183
+    for case in cases:
+        assert SEED.grade(bare(case["answer"]), case["text"]).credit == case["correct"], case
+
+
+def test_golden_files_score_as_the_official_script_scores_them(
+    put: Put, golden: Callable[[str], list[dict[str, Any]]], score: Callable[..., Scores]
+) -> None:
+    """Missing answers are wrong; where no answer of a type is right, the script fails and the plain count stands."""
+    files = [line for line in golden("seed") if line["kind"] == "file"]
+    assert len(files) == 3
+    for case in files:
+        samples = load(put, [{**question(), **row} for row in case["questions"]])
+        scores = score(SEED, samples, {str(row["question_id"]): row["text"] for row in case["predictions"]})
+        totals = case["correct_total"]
+        assert scores["accuracy", "all"] == pytest.approx(totals["all"]["percent"], abs=1e-8)
+        for kind in ("image", "video"):
+            assert scores[f"{kind}_accuracy", "all"] == pytest.approx(totals[kind]["percent"], abs=1e-8)
+        for name, percent in case.get("per_type_percent_2dp", {}).items():
+            assert round(scores["accuracy", f"type/{name.lower()}"], 2) == percent
+
+
+@pytest.mark.parametrize(
+    ("model", "all_", "image", "video"), [("gold", 100, 100, 100), ("", 0, 0, 0), ("A", 50, 75, 0)]
+)
+def test_degenerate_models_get_their_closed_form_scores(
+    put: Put, score: Callable[..., Scores], model: str, all_: float, image: float, video: float
+) -> None:
+    rows = [question(str(i), 1, "AAAB"[i]) for i in range(4)] + [question(f"v{i}", 10, "C") for i in range(2)]
+    samples = load(put, rows)
+    random.Random(0).shuffle(samples)
+    scores = score(SEED, samples, {s.id: str(s.target) if model == "gold" else model for s in samples})
+    found = (scores["accuracy", "all"], scores["image_accuracy", "all"], scores["video_accuracy", "all"])
+    assert found == (all_, image, video)
+
+
+def test_the_order_of_questions_changes_nothing(samples_folder: Path, score: Callable[..., Scores]) -> None:
+    samples = SEED.load(Folder(samples_folder, ORIGINAL.folders, samples=True))
+    texts = {s.id: random.Random(s.id).choice("AB") for s in samples}
+    before = score(SEED, samples, texts)
+    random.Random(1).shuffle(samples)
+    assert score(SEED, samples, dict(reversed(texts.items()))) == pytest.approx(before)
+
+
+# =============================================================================
+# Ranking
+# =============================================================================
+
+
+def test_ranking_asks_without_options_and_takes_the_lowest_mean_loss(put: Put) -> None:
+    (s,) = load(put, [question()])
+    assert SEED.likelihood_prompt(s) == "How many towels?"
+    assert SEED.continuations(s) == ("One", "Two", "Three", "Four")
+    ranked = tuple(Likelihood(total, n) for total, n in ((-3.0, 1), (-4.0, 4), (-2.2, 2), (-9.0, 3)))
+    assert SEED.choose(s, Generation("Three", "", 0, "likelihood", ranked)) == "B"
+    assert SEED.choose(s, Generation("C", "", 1, "eos")) == "C"
+
+
+def test_equal_choices_are_told_apart_by_their_place(put: Put) -> None:
+    (s,) = load(put, [question(choice_b="One", answer="B")])
+    ranked = tuple(Likelihood(total, 1) for total in (-2.0, -1.0, -3.0, -4.0))
+    assert SEED.choose(s, Generation("One", "", 0, "likelihood", ranked)) == "B"
+
+
+# =============================================================================
+# Layouts
+# =============================================================================
+
+
+def test_the_prompt_is_llavas_byte_for_byte(put: Put) -> None:
+    (s,) = load(put, [question()])
+    assert SEED.prompt(s) == f"How many towels?\nA. One\nB. Two\nC. Three\nD. Four\n{LETTER_ANSWER}"
+
+
+def test_lists_are_told_by_the_kind_of_question(put: Put) -> None:
+    rows = [question("1", 1), question("v2", 12)]
+    assert [s.id for s in load(put, rows)] == ["1", "v2"]
+    assert [s.id for s in load(put, rows, IMAGE)] == ["1"]
+    assert [s.id for s in load(put, rows, VIDEO)] == ["v2"]
+
+
+def test_pictures_have_no_extension_and_may_be_shared_and_clips_have_one_frame(put: Put) -> None:
+    put("seed_bench/SEED-Bench-image/14_25", b"picture")
+    put("seed_bench/SEED-Bench-video-image/10_v1738.png", b"frame")
+    first, second, clip = load(put, [question("1"), question("2"), question("v1738", 10, data_id="94328.webm")])
+    assert first.image is not None
+    assert clip.image is not None
+    assert second.image is not None
+    assert first.image.key == second.image.key
+    assert (first.image.read(), clip.image.read()) == (b"picture", b"frame")
+
+
+def test_llavas_question_file_alone_gives_prompts_without_labels(put: Put) -> None:
+    text = f"How many?\nA. One\nor two\nB. Two\nC. Three\nD. Four\n{LETTER_ANSWER}"
+    rows = [
+        {"question_id": 101669, "image": "SEED-Bench-image/14_25", "text": text, "category": 5},
+        {"question_id": "v1738", "image": "SEED-Bench-video-image/10_v1738.png", "text": text, "category": 10},
+    ]
+    path = put("seed_bench/llava-seed-bench.jsonl", rows)
+    samples = SEED.load(Folder(path.parents[1], ORIGINAL.folders))
+    assert [(s.id, s.target, s.groups) for s in samples] == [
+        ("101669", None, ("image", "type/instances counting")),
+        ("v1738", None, ("video", "type/action recognition")),
+    ]
+    assert [SEED.prompt(s) for s in samples] == [text, text]
+    assert samples[0].choices[0] == "One\nor two"
+
+
+def test_the_hubs_rows_load_as_the_updated_list_with_a_clips_middle_frame(hub: Callable[..., Hub]) -> None:
+    frames = tuple(ImageRef(str(i), "", bytes) for i in range(8))
+    rows = [question("1", 1), question("2", 1), question("v3", 10, data_id="3.webm")]
+    tables = {("lmms-lab-encoder/SEED-Bench", None, "test"): rows}
+
+    class ListHub(hub):  # type: ignore[valid-type, misc]
+        def rows(self, *args: Any, **named: Any):
+            for row in super().rows(*args, **named):
+                row.values["image"] = frames if row.values["data_type"] == "video" else frames[:1]
+                yield row
+
+    samples = UPDATED.load_hub(ListHub(tables))
+    assert [s.image.key for s in samples if s.image] == ["lmms-lab-encoder/SEED-Bench/14_25"] * 2 + ["3"]
+    assert [s.id for s in IMAGE.load_hub(ListHub(tables))] == ["1", "2"]
+    with pytest.raises(DataError, match="column 'image' should hold a list of pictures"):
+        UPDATED.load_hub(hub(tables))
+    with pytest.raises(DataError, match="the hub holds no copy of this list"):
+        SEED.load_hub(hub(tables))
+
+
+def test_a_real_hub_column_of_picture_lists_is_read_lazily(tmp_path: Path) -> None:
+    import datasets
+
+    feature = {"image": datasets.Sequence(datasets.Image()), "n": datasets.Value("int64")}
+    rows = [{"image": [{"bytes": f"{i}{k}".encode(), "path": None} for k in range(i)], "n": i} for i in range(3)]
+    datasets.Dataset.from_list(rows, features=datasets.Features(feature)).to_parquet(str(tmp_path / "test.parquet"))
+    found = list(Hub().rows(str(tmp_path), "test", image="image"))
+    assert [[ref.read() for ref in row.values["image"]] for row in found] == [[], [b"10"], [b"20", b"21"]]
+    assert len({ref.key for row in found for ref in row.values["image"]}) == 3
+
+
+def test_the_bundled_samples_load_with_all_twelve_types(samples_folder: Path) -> None:
+    samples = SEED.load(Folder(samples_folder, ORIGINAL.folders, samples=True))
+    assert {s.groups[1] for s in samples} == {f"type/{name}" for name in TYPES}
+    assert all(s.image and len(s.image.read()) > 100 for s in samples)
+    assert len({s.image.key for s in samples if s.image}) < len(samples)
+
+
+# =============================================================================
+# Submission and bad input
+# =============================================================================
+
+
+def test_the_submission_is_in_the_order_of_the_questions(put: Put, tmp_path: Path) -> None:
+    samples = load(put, [question("2"), question("1")])
+    (path,) = SEED.submit(samples, {"1": "A", "2": "B"}, tmp_path / "out")
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"question_id": "2", "prediction": "B"},
+        {"question_id": "1", "prediction": "A"},
+    ]
+    with pytest.raises(DataError, match="1 of 2 questions have no answer"):
+        SEED.submit(samples, {"1": "A"}, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"answer": "E"}, "field 'answer' should be one of 'A', 'B', 'C', 'D', found 'E'"),
+        ({"choice_d": None}, "field 'choice_d' should be text"),
+        ({"data_type": "audio"}, "field 'data_type' should be one of"),
+        ({"question_type_id": 13}, "question type 13 with image data"),
+        ({"question_type_id": 10}, "question type 10 with image data"),
+        ({"data_id": "../../x"}, "leaves the image folder"),
+        ({"question_id": None}, "field 'question_id' should be an id"),
+    ],
+)
+def test_a_bad_question_is_refused_with_its_place(put: Put, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message) as error:
+        load(put, [question("1"), question("2", **changes)])
+    assert "SEED-Bench.json: questions[1]" in str(error.value)
+
+
+def test_bad_files_are_refused(put: Put, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="SEED-Bench's questions not found"):
+        SEED.load(Folder(tmp_path, ORIGINAL.folders))
+    folder = Folder(put("seed_bench/SEED-Bench.json", [question()]).parents[1], ORIGINAL.folders)
+    with pytest.raises(DataError, match="expected an object with named fields"):
+        SEED.load(folder)
+    put("seed_bench/SEED-Bench.json", {"questions": [{"text": "POPE?"}]})
+    with pytest.raises(DataError, match="field 'data_type' is missing"):
+        SEED.load(folder)
+    put("seed_bench/SEED-Bench.json", b'{"questions": [\n"caf\xe9"]}')
+    with pytest.raises(DataError, match=r"SEED-Bench\.json:2: not UTF-8"):
+        SEED.load(folder)
+    (tmp_path / "seed_bench/SEED-Bench.json").unlink()
+    put("seed_bench/llava-seed-bench.jsonl", [{"question_id": 1, "image": "a", "text": "Is it?", "category": "1"}])
+    with pytest.raises(DataError, match=r"jsonl:1: field 'text' should be a question, choices A\. to D\."):
+        SEED.load(folder)
