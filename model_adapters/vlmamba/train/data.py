@@ -1,0 +1,228 @@
+"""Conversations to tokens, through the template that evaluation uses.
+
+A row is LLaVA's: `{"id", "image"?, "conversations": [{"from": "human"|"gpt", "value"}, ...]}`, the mark `<image>` in
+the first question of rows with an image (haotian-liu/LLaVA@c121f04:docs/Finetune_Custom_Data.md). All turns about one
+image make one sequence.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from model_adapters.vlmamba.config import ModelConfig
+from model_adapters.vlmamba.template import IMAGE, Segment, render
+from model_adapters.vlmamba.vision import prepare
+from vlmamba_eval.types import DataError
+
+from .recipe import Data, Stage
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+# Rows are padded to a multiple of this, so that few different shapes occur.
+_MULTIPLE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One conversation as tokens.
+
+    `ids` has one entry a token and one (-1) for each embedding of the image; `answered[i]` says whether token i
+    belongs to an answer, which the model has to predict.
+    """
+
+    ids: list[int]
+    answered: list[bool]
+    pixels: Tensor | None  # uint8 [3, h, w]
+    patch_labels: dict[str, list[int]]
+
+
+# =============================================================================
+# Rows
+# =============================================================================
+
+
+class JsonRows:
+    """The rows of a LLaVA-format file. Raises `DataError` that names file and row."""
+
+    def __init__(self, path: Path, images: Path):
+        self.path, self.images = path, images
+        try:
+            rows = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise DataError(f"{path} is missing: expected a JSON list of conversations in LLaVA's format") from None
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise DataError(f"{path}: expected a JSON list of conversations, found: {error}") from error
+        if not isinstance(rows, list) or not rows:
+            raise DataError(f"{path}: expected a JSON list with at least one conversation")
+        for number, row in enumerate(rows):
+            _check_row(row, f"{path}, row {number}")
+        self.rows: list[dict[str, Any]] = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> tuple[dict[str, Any], str]:
+        """A row with its image opened, and what to call it in messages."""
+        row, where = self.rows[number], f"{self.path}, row {number}"
+        if not row.get("image"):
+            return row, where
+        root = self.images.resolve()
+        path = (root / row["image"]).resolve()
+        if not path.is_relative_to(root):
+            raise DataError(f"{where}: the image {row['image']!r} lies outside {root}")
+        try:
+            image = Image.open(path, formats=("JPEG", "PNG", "WEBP", "BMP", "GIF"))
+            image.load()
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(f"{where}: expected an image at {path}, found: {error}") from error
+        return {**row, "image": image}, where
+
+
+class StreamRows:
+    """The rows that a function makes, numbered from 0."""
+
+    def __init__(self, data: Data, length: int, patches: int):
+        module, _, name = data.stream.partition(":")
+        self.make: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), name)
+        self.data, self.length = data, length
+        self.options = data.options | ({"patches": patches} if patches else {})
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, number: int) -> tuple[dict[str, Any], str]:
+        return self.make(self.data.seed, number, **self.options), f"{self.data.stream}, row {number}"
+
+
+def _check_row(row: Any, where: str) -> None:
+    talk = row.get("conversations") if isinstance(row, dict) else None
+    if not isinstance(talk, list) or not talk:
+        raise DataError(f'{where}: expected an object with a list "conversations", found {str(row)[:100]!r}')
+    for place, turn in enumerate(talk):
+        speaker = ("human", "gpt")[place % 2]
+        if not isinstance(turn, dict) or turn.get("from") != speaker or not isinstance(turn.get("value"), str):
+            raise DataError(
+                f'{where}: turn {place} must be {{"from": "{speaker}", "value": text}} (turns alternate, the human '
+                f"begins), found {str(turn)[:100]!r}"
+            )
+    if len(talk) % 2:
+        raise DataError(f"{where}: the last question has no answer")
+    marks = [turn["value"].count(IMAGE) for turn in talk]
+    has_image = bool(row.get("image"))
+    if has_image and not isinstance(row["image"], str):
+        raise DataError(f"{where}: image must be a file name, found {row['image']!r}")
+    if marks[0] > 1 or any(marks[1:]) or marks[0] != has_image:
+        raise DataError(
+            f"{where}: expected {'one' if has_image else 'no'} mark {IMAGE} in the first question and none elsewhere, "
+            f"found {marks} in its turns"
+        )
+
+
+# =============================================================================
+# Tokens
+# =============================================================================
+
+
+def turns_of(conversations: Sequence[dict[str, str]]) -> list[tuple[str, str | None]]:
+    """(question, answer) pairs, without the image's mark and the line breaks around it: its place is the template's.
+
+    LLaVA moves the mark to the front in the same way (haotian-liu/LLaVA@c121f04:llava/train/train.py:319).
+    """
+    values = [turn["value"] for turn in conversations]
+    if IMAGE in values[0]:
+        values[0] = values[0].replace(IMAGE, "").strip()
+    return list(zip(values[::2], values[1::2], strict=True))
+
+
+def segments(row: dict[str, Any], config: ModelConfig) -> tuple[Segment, ...]:
+    """The pieces of a row's conversation, as the model's template makes them."""
+    return render(config.template, turns_of(row["conversations"]), image=row.get("image") is not None)
+
+
+def tokenise(
+    row: dict[str, Any], config: ModelConfig, tokenizer: Tokenizer, max_length: int, where: str = "the conversation"
+) -> Example:
+    """A row with an opened image as tokens; what is beyond `max_length` is cut off."""
+    has_image = row.get("image") is not None
+    ids: list[int] = []
+    answered: list[bool] = []
+    for segment in segments(row, config):
+        if segment.kind == "image":
+            piece = [-1] * config.vision.image_tokens
+        else:
+            piece = tokenizer.encode(segment.text, add_special_tokens=False).ids
+        ids += piece
+        answered += [segment.kind == "answer"] * len(piece)
+    if has_image and max_length <= ids.index(-1) + config.vision.image_tokens:
+        raise DataError(f"{where}: max_length {max_length} leaves no room for a text after the image")
+    if not any(answered[1:max_length]):
+        raise DataError(f"{where}: no answer begins within max_length {max_length}, found one after {len(ids)} tokens")
+    pixels = prepare(row["image"], config.vision.image_size, config.preprocessing) if has_image else None
+    return Example(ids[:max_length], answered[:max_length], pixels, row.get("patch_labels", {}))
+
+
+class Conversations(Dataset[Example]):
+    """The examples of a stage, each a function of its number alone."""
+
+    def __init__(self, rows: JsonRows | StreamRows, config: ModelConfig, tokenizer: Tokenizer, max_length: int):
+        self.rows, self.config, self.max_length = rows, config, max_length
+        self.tokenizer = tokenizer
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> Example:
+        row, where = self.rows[number]
+        return tokenise(row, self.config, self.tokenizer, self.max_length, where)
+
+
+def open_rows(stage: Stage, root: Path, patches: int = 0) -> JsonRows | StreamRows:
+    """The rows of a stage; `root` is the data folder."""
+    if stage.data.json:
+        return JsonRows(root / stage.data.json, root / stage.data.images)
+    return StreamRows(stage.data, stage.steps * stage.batch_size, patches)
+
+
+class Collator:
+    """Examples as one batch, padded on the right.
+
+    Gives `ids` int64 [b, l] (0 where an image embedding stands), `image_at` int64 [i * t]: the flat places of the image
+    embeddings, `pixels` uint8 [i, 3, h, w], `predict_at` int64 [n]: the flat places whose next token belongs to an
+    answer, and `labels` int64 [n]: these tokens; `patch_labels` int64 [i, t] of each auxiliary head.
+    """
+
+    def __init__(self, pad_token_id: int):
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+        longest = max(len(example.ids) for example in examples)
+        length = -(-longest // _MULTIPLE) * _MULTIPLE
+        ids = torch.full((len(examples), length), self.pad_token_id)
+        answered = torch.zeros(len(examples), length, dtype=torch.bool)
+        for place, example in enumerate(examples):
+            ids[place, : len(example.ids)] = torch.tensor(example.ids)
+            answered[place, : len(example.ids)] = torch.tensor(example.answered)
+        predict_at = answered[:, 1:].nonzero() @ torch.tensor([length, 1])
+        flat = ids.view(-1)
+        image_at = (flat < 0).nonzero()[:, 0]
+        labels = flat[predict_at + 1]
+        flat[image_at] = 0
+        batch: dict[str, Any] = {"ids": ids, "image_at": image_at, "predict_at": predict_at, "labels": labels}
+        pixels = [example.pixels for example in examples if example.pixels is not None]
+        if pixels:
+            batch["pixels"] = torch.stack(pixels)
+        labelled = [example.patch_labels for example in examples if example.patch_labels]
+        if labelled:
+            batch["patch_labels"] = {name: torch.tensor([item[name] for item in labelled]) for name in labelled[0]}
+        return batch

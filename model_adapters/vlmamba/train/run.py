@@ -1,0 +1,103 @@
+"""A whole recipe: each stage starts from what the one before it wrote."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from model_adapters.vlmamba import checkpoint
+from model_adapters.vlmamba.config import ModelConfig, Provenance
+from model_adapters.vlmamba.model import VLMamba, random_model
+from model_adapters.vlmamba.template import END
+from model_adapters.vlmamba.tokenizer import train_tokenizer
+from vlmamba_eval.types import UsageError
+
+from .data import open_rows, segments
+from .recipe import Recipe, Stage
+from .trainer import save_model, train_stage
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+def run_recipe(
+    recipe: Recipe,
+    out: Path,
+    *,
+    start: Path | None = None,
+    data: Path = Path(),
+    only: tuple[str, ...] = (),
+    device: str = "auto",
+    say: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """Train the stages of a recipe, or those named in `only`; the last checkpoint's folder.
+
+    A stage starts from the stage before it in `out`, the first from `start` or from random parameters, as the recipe
+    says. Raises `UsageError`, `DataError` or `ModelError`.
+    """
+    unknown = set(only) - {stage.name for stage in recipe.stages}
+    if unknown:
+        names = ", ".join(stage.name for stage in recipe.stages)
+        raise UsageError(f"recipe {recipe.name} has no stage {', '.join(sorted(unknown))}, only {names}")
+    folder = out
+    for place, stage in enumerate(recipe.stages):
+        folder = out / stage.name
+        if only and stage.name not in only:
+            continue
+        if (folder / "config.json").is_file():
+            say(f"stage {stage.name} is complete: {folder}")
+            continue
+        before = out / recipe.stages[place - 1].name if place else None
+        model, tokenizer = _begin(recipe, start if before is None or not before.exists() else before, data)
+        train_stage(model, tokenizer, stage, folder, data, device=device, say=say)
+        _finish(recipe, stage, folder, model, tokenizer)
+        say(f"stage {stage.name} is complete: {folder}")
+    return folder
+
+
+def _begin(recipe: Recipe, start: Path | None, data: Path) -> tuple[VLMamba, Tokenizer]:
+    """The model to go on with, in float32."""
+    if start is not None:
+        model, config, tokenizer = checkpoint.load(start)
+        if config.architecture != recipe.config.architecture:
+            raise UsageError(f"{start} holds another model ({config.name}) than recipe {recipe.name} trains")
+        return model, tokenizer
+    if recipe.start != "random":
+        raise UsageError(
+            f"recipe {recipe.name} starts from a checkpoint: --start DIR. "
+            f"`vlmamba-eval assemble {recipe.model} --out DIR` builds one from published parts."
+        )
+    config = replace(recipe.config, provenance=Provenance(untrained=("vision", "connector", "language_model")))
+    tokenizer = train_tokenizer(_texts(recipe, config, data), config.language_model.vocab_size)
+    return random_model(config, recipe.seed), tokenizer
+
+
+def _texts(recipe: Recipe, config: ModelConfig, data: Path) -> Iterator[str]:
+    """The texts that the tokenizer of a model from nothing is made from."""
+    rows = open_rows(recipe.stages[0], data)
+    for number in range(min(recipe.tokenizer_examples, len(rows))):
+        for segment in segments(rows[number][0], config):
+            yield segment.text.replace(END, "")
+
+
+def _finish(recipe: Recipe, stage: Stage, folder: Path, model: VLMamba, tokenizer: Tokenizer) -> None:
+    """Write the stage's checkpoint, from one process; what only a resumption needs is deleted."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        if torch.distributed.get_rank() != 0:
+            return
+    save_model(folder, model, trained_config(recipe, stage, model.config), tokenizer, getattr(torch, recipe.save_dtype))
+    shutil.rmtree(folder / "training", ignore_errors=True)
+
+
+def trained_config(recipe: Recipe, stage: Stage, config: ModelConfig) -> ModelConfig:
+    """The configuration with the stage in its provenance: which parts have learnt, and by what."""
+    provenance = config.provenance
+    untrained = tuple(part for part in provenance.untrained if part not in stage.train)
+    sources = {**provenance.sources, f"stage {stage.name}": f"recipe {recipe.name}, seed {stage.seed}"}
+    return replace(config, provenance=Provenance(untrained, sources))

@@ -1,0 +1,226 @@
+"""One stage of training on transformers' Trainer.
+
+The loss is the mean cross-entropy of the tokens of all answers in a micro-batch. Parts that don't learn stay as they
+are, bit for bit. What a killed run needs to go on lies in `training/`, where a finished stage writes its checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import SequentialSampler
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from model_adapters.vlmamba import checkpoint
+from model_adapters.vlmamba.config import ModelConfig, TemplateConfig
+from model_adapters.vlmamba.language_model import keeps_float32
+from model_adapters.vlmamba.model import VLMamba
+from vlmamba_eval.types import UsageError
+
+from .data import Collator, Conversations, StreamRows, open_rows
+from .recipe import PARTS, Stage
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+class TrainedModel(nn.Module):
+    """The model with its loss, and auxiliary heads on the encoder that no checkpoint keeps."""
+
+    accepts_loss_kwargs = False  # a mean of the micro-batch, as the Trainer then expects
+
+    def __init__(self, model: VLMamba, stage: Stage):
+        super().__init__()
+        self.model = model
+        self.train_vision = "vision" in stage.train
+        self.patch_weight = stage.patch_weight
+        width = model.config.vision.hidden_size
+        self.heads = nn.ModuleDict({name: nn.Linear(width, n) for name, n in stage.patch_classes.items()})
+        for part in PARTS:
+            getattr(model, part).requires_grad_(part in stage.train)
+        model.language_model.gradient_checkpointing = stage.gradient_checkpointing
+
+    def forward(
+        self,
+        ids: Tensor,
+        image_at: Tensor,
+        predict_at: Tensor,
+        labels: Tensor,
+        pixels: Tensor | None = None,
+        patch_labels: dict[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """A batch of `data.Collator` -> the loss, and its two parts where there are heads."""
+        config = self.model.config
+        embeds = self.model.language_model.embed(ids)  # [b, l, d_model]
+        size = config.vision.image_size
+        blank = pixels is None
+        if pixels is None:
+            # Every process of several must use all parameters in every step: an image that counts for nothing.
+            pixels = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=ids.device)
+        with torch.set_grad_enabled(self.train_vision and torch.is_grad_enabled()):
+            features = self.model.vision(pixels)  # [i, t, c]
+        images = self.model.connector(features, config.vision.grid)  # [i, t, d_model]
+        if blank:
+            embeds = embeds + 0 * images.sum()
+        else:
+            flat = embeds.flatten(0, 1)
+            embeds = flat.index_copy(0, image_at, images.flatten(0, 1).to(flat.dtype)).view_as(embeds)
+        x, _ = self.model.language_model(embeds)  # [b, l, d_model]
+        logits = self.model.language_model.logits(x.flatten(0, 1)[predict_at])  # [n, v]
+        loss = F.cross_entropy(logits, labels)
+        if not self.heads or patch_labels is None:
+            return {"loss": loss}
+        patches = sum(
+            F.cross_entropy(head(features).float().flatten(0, 1), patch_labels[name].flatten())
+            for name, head in self.heads.items()
+        )
+        return {"loss": loss + self.patch_weight * patches, "answers": loss.detach()}
+
+
+class StageTrainer(Trainer):
+    """The Trainer with our rules for order and weight decay, and the loss of the answers alone in its log."""
+
+    def _get_train_sampler(self, *arguments: Any, **options: Any) -> Any:
+        rows = getattr(self.train_dataset, "rows", None)
+        if isinstance(rows, StreamRows) and self.train_dataset is not None:
+            return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+        return super()._get_train_sampler(*arguments, **options)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        return [
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.ndim > 1 and "embedding" not in name and not keeps_float32(name)
+        ]
+
+
+class _Log(TrainerCallback):
+    """One line of JSON for each logged step, kept over a resumption up to the step that is resumed from."""
+
+    def __init__(self, path: Path, say: Callable[[str], None]):
+        self.path, self.say = path, say
+        self.began, self.first = time.monotonic(), 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.began, self.first = time.monotonic(), state.global_step
+        if not state.is_world_process_zero:
+            return
+        old = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
+        kept = [line for line in old if line.endswith("}") and json.loads(line)["step"] <= state.global_step]
+        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if not state.is_world_process_zero or not logs or "loss" not in logs:
+            return
+        line = {"step": state.global_step, "loss": float(logs["loss"]), "learning_rate": logs["learning_rate"]}
+        line["grad_norm"] = float(logs.get("grad_norm", math.nan))
+        line["seconds"] = round(time.monotonic() - self.began, 2)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        rate = (state.global_step - self.first) / max(1e-9, time.monotonic() - self.began)
+        self.say(f"step {state.global_step}/{state.max_steps}  loss {line['loss']:.4f}  {rate:.2f} steps/s")
+
+
+def train_stage(
+    model: VLMamba,
+    tokenizer: Tokenizer,
+    stage: Stage,
+    folder: Path,
+    data: Path,
+    *,
+    device: str = "auto",
+    say: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Train a model in place. A run that was killed goes on from its last complete checkpoint in `folder/training`.
+
+    Raises `DataError` that names file and row, `UsageError` where batch sizes don't fit the devices.
+    """
+    config = replace(model.config, template=TemplateConfig(stage.template, model.config.template.image_first))
+    rows = open_rows(stage, data, patches=config.vision.grid[0] if stage.patch_classes else 0)
+    examples = Conversations(rows, config, tokenizer, stage.max_length)
+    arguments = _arguments(stage, folder / "training", device)
+    world = arguments.world_size
+    if stage.batch_size % (stage.micro_batch_size * world):
+        raise UsageError(
+            f"stage {stage.name}: batch_size {stage.batch_size} is no multiple of micro_batch_size "
+            f"{stage.micro_batch_size} on {world} devices: change one of them with --set"
+        )
+    arguments.gradient_accumulation_steps = stage.batch_size // (stage.micro_batch_size * world)
+    steps = stage.steps or math.ceil(stage.epochs * len(examples) / stage.batch_size)
+    arguments.warmup_steps = math.ceil(stage.warmup_ratio * steps)
+    arguments.max_steps = steps
+    trained = TrainedModel(model, stage)
+    learning = sum(p.numel() for p in trained.parameters() if p.requires_grad)
+    say(f"stage {stage.name}: {len(examples)} examples, {steps} steps of {stage.batch_size}, {learning:,} parameters")
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer = StageTrainer(
+        model=trained,
+        args=arguments,
+        train_dataset=examples,
+        data_collator=Collator(config.tokenizer.pad_token_id),
+        callbacks=[_Log(folder / "log.jsonl", say)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    last = last_complete(folder / "training")
+    if last:
+        say(f"resuming from {last}")
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+
+
+def last_complete(folder: Path) -> Path | None:
+    """The newest checkpoint of the Trainer that was written to its end: `trainer_state.json` is its last file."""
+    found = []
+    for path in folder.glob("checkpoint-*"):
+        try:
+            found.append((json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))["global_step"], path))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return max(found)[1] if found else None
+
+
+def _arguments(stage: Stage, folder: Path, device: str) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=stage.micro_batch_size,
+        learning_rate=stage.learning_rate,
+        lr_scheduler_type=stage.schedule,
+        weight_decay=stage.weight_decay,
+        adam_beta2=stage.adam_beta2,
+        max_grad_norm=stage.max_grad_norm,
+        bf16=stage.precision == "bf16",
+        tf32=True if stage.precision == "tf32" else None,
+        optim="adamw_torch",
+        seed=stage.seed,
+        data_seed=stage.seed,
+        logging_steps=stage.log_every,
+        save_strategy="steps",
+        save_steps=stage.save_every,
+        save_total_limit=2,
+        use_cpu=device == "cpu",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_drop_last=True,
+        dataloader_num_workers=stage.workers,
+        dataloader_persistent_workers=stage.workers > 0,
+        dataloader_prefetch_factor=8 if stage.workers else None,
+    )
+
+
+def save_model(folder: Path, model: VLMamba, config: ModelConfig, tokenizer: Tokenizer, dtype: torch.dtype) -> None:
+    """Write the checkpoint folder that evaluation reads; parameters that must stay in float32 do."""
+    parameters = {
+        name: tensor.detach().to("cpu", torch.float32 if keeps_float32(name) else dtype).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    checkpoint.save(folder, parameters, config, tokenizer)
