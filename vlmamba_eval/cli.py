@@ -97,11 +97,15 @@ class _Commands(click.Group):
     help="A seeded sample of at least N questions, by whole images; the result is marked PARTIAL.",
 )
 @click.option("--batch-tokens", type=_BatchTokens(), default="auto", show_default=True, help="Token budget of a batch.")
-@click.option("--device", metavar="cpu|cuda", help="Default: cuda where there is one, else cpu.")
+@click.option(
+    "--device", metavar="cpu|cuda", default="auto", show_default=True, help="auto: cuda where there is one, else cpu."
+)
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
-    help="Precision of the weights; the recurrent state is always float32. Default: float32 on cpu, bfloat16 on cuda.",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="Precision of the weights; the recurrent state is always float32. auto: float32 on cpu, bfloat16 on cuda.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of --limit and --random-init.")
 @click.option(
@@ -154,8 +158,8 @@ def _evaluate(
     out: Path,
     limit: int | None,
     batch_tokens: int | None,
-    device: str | None,
-    dtype: str | None,
+    device: str,
+    dtype: str,
     seed: int,
     scoring: str,
     random_init: bool,

@@ -367,20 +367,37 @@ class Hub:
             yield Row(row, f"{dataset} ({split}) row {i}")
 
     def _resolve(self, dataset: str) -> str | None:
+        """The commit that the name stands for: what the hub says, or without a network what was fetched before."""
+        if Path(dataset).is_dir():
+            return None
         if dataset not in self.revisions:
-            if Path(dataset).is_dir():
-                return None
             import huggingface_hub
 
             try:
-                info = huggingface_hub.HfApi().dataset_info(dataset, revision=self.revision, token=False)
+                commit = huggingface_hub.HfApi().dataset_info(dataset, revision=self.revision, token=False).sha
             except Exception as error:  # noqa: BLE001 - network and hub errors of many types
-                raise DataError(
-                    f"{dataset} cannot be found on the hub: {error}\n"
-                    "Check the network, or put the official files into a folder and give it with --data DIR."
-                ) from None
-            self.revisions[dataset] = info.sha or ""
+                commit = self.revision or _fetched_before(dataset)
+                if commit is None:
+                    raise DataError(
+                        f"{dataset} cannot be found on the hub: {error}\n"
+                        "Check the network, or put the official files into a folder and give it with --data DIR."
+                    ) from None
+            self.revisions[dataset] = commit or ""
         return self.revisions[dataset] or None
+
+
+def _fetched_before(dataset: str) -> str | None:
+    """The commit of `main` in the local cache of the hub."""
+    from huggingface_hub import CacheNotFound, scan_cache_dir
+
+    try:
+        repos = scan_cache_dir().repos
+    except CacheNotFound:
+        return None
+    for repo in repos:
+        if repo.repo_type == "dataset" and repo.repo_id == dataset and "main" in repo.refs:
+            return repo.refs["main"].commit_hash
+    return None
 
 
 def _hub_images(pictures: Any, column: str, name: str) -> Iterator[ImageRef | tuple[ImageRef, ...] | None]:

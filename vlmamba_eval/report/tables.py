@@ -98,24 +98,17 @@ def board(runs: Sequence[RunScores], baselines: Sequence[Published]) -> Board:
         rows.append((model, tuple(mark for mark in MEANING if mark in common), False, tuple(texts)))
         notes += [f"{mark}: {MEANING[mark]}." for mark in MEANING if any(mark in found for found in marks)]
     for model in dict.fromkeys(row.model for row in baselines):
-        own = [row for row in baselines if row.model == model]
-        texts = []
-        for task in tasks:
-            name, metric = task, titles[task][1]
-            row = next(
-                (r for r in own if (r.task, r.metric, r.category) == (name, metric, "all")),
-                None,
-            )
-            if row is None:
-                texts.append("")
-                continue
-            caveat = f"{row.title}, {titles[task][0]}: {row.source}" + (f"; {row.note}" if row.note else "")
-            if row.split not in ("all", *(run.values["split"] for run in runs if run.task == task)):
-                caveat += f" (split: {row.split})"
-            notes.append(f"† {caveat}.")
-            texts.append(f"{row.value:g}†" if row.value >= 1000 else f"{row.value:.1f}†")
-        if any(texts):
-            rows.append((own[0].title, (), True, tuple(texts)))
+        quoted = {(row.task, row.metric): row for row in baselines if row.model == model and row.category == "all"}
+        chosen = {task: row for task in tasks if (row := quoted.get((task, titles[task][1]))) is not None}
+        if chosen:
+            title = next(iter(chosen.values())).title
+            rows.append((title, (), True, tuple(_quoted(chosen[task]) if task in chosen else "" for task in tasks)))
+            sources: dict[str, list[str]] = {}
+            for task, row in chosen.items():
+                measured_on = {run.values["split"] for run in runs if run.task == task}
+                split = "" if row.split in measured_on else f"; split: {row.split}"
+                sources.setdefault(f"{row.source}{split}{row.note and '; '}{row.note}", []).append(titles[task][0])
+            notes += [f"† {title} ({', '.join(names)}): {source}." for source, names in sources.items()]
     return Board(tasks, headers, tuple(rows), tuple(dict.fromkeys(notes)))
 
 
@@ -128,6 +121,10 @@ def _by_model(runs: Sequence[RunScores]) -> dict[str, dict[str, RunScores]]:
             name = f"{name} #{Path(run.source).name[:6]}"
         rows.setdefault(name, {})[run.task] = run
     return dict(sorted(rows.items()))
+
+
+def _quoted(row: Published) -> str:
+    return f"{row.value:g}†" if row.value >= 200 else f"{row.value:.1f}†"
 
 
 def _value(score: Mapping[str, Any] | None) -> str:
@@ -185,7 +182,7 @@ def _described(run: RunScores) -> list[str]:
     values = run.values
     marks = [f"**{mark}**: {MEANING[mark]}." for mark in values["marks"]]
     counts = f"{values['n']:,} questions, {values['n_missing']:,} missing, {values['n_error']:,} failed."
-    return [counts, *marks, f"Run: `{run.source}`."]
+    return [counts, *marks, f"Run: {escape(run.source)}."]
 
 
 def _details(run: RunScores) -> list[str]:

@@ -1,0 +1,75 @@
+"""The program as its user meets it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("torch", "transformers", "pandas", "datasets")
+
+
+def vlmamba_eval(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "vlmamba_eval", *arguments], capture_output=True, text=True, cwd=cwd, check=False
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list", "tasks"], ["list", "models"], ["score", "--help"]])
+def test_help_and_lists_answer_at_once_and_import_nothing_heavy(arguments: list[str]) -> None:
+    """The best of three, so that a busy machine does not fail it: at most 0.3 s."""
+    code = (
+        "import sys; from vlmamba_eval.cli import main\n"
+        f"sys.argv = ['vlmamba-eval', *{arguments!r}]\n"
+        "try: main()\n"
+        f"finally: assert not [name for name in {HEAVY!r} if name in sys.modules]"
+    )
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+        times.append(time.perf_counter() - began)
+    assert min(times) < 0.3
+
+
+def test_lists_name_what_there_is() -> None:
+    tasks, models = vlmamba_eval("list", "tasks").stdout, vlmamba_eval("list", "models").stdout
+    assert all(name in tasks for name in ("gqa", "pope", "pope_9000", "mme", "8,910", "mean_f1", "testdev_balanced"))
+    assert all(name in models for name in ("vlmamba-2.8b", "vlmamba-1.4b", "vlmamba-tiny"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "vlmamba-tiny", "--tasks", "gpa", "--data", "samples"], "Unknown task 'gpa'. Did you mean: gqa"),
+        (["--model", "vlmamba-tini", "--tasks", "pope", "--data", "samples"], "vlmamba-tiny"),
+        (["--model", "vlmamba-tiny"], "--tasks is missing"),
+        (["--model", "vlmamba-tiny", "--tasks", "pope", "--data", "/no/such/folder"], "no such folder"),
+        (["scor"], "Did you mean: score"),
+        (["--model", "vlmamba-tiny", "score"], "--model belongs to an evaluation, not to `score`"),
+        (["--model", "vlmamba-2.8b", "--tasks", "pope", "--data", "samples"], "--random-init"),
+        (["--model", "vlmamba-tiny", "--tasks", "pope", "--batch-tokens", "many"], "neither a positive number"),
+        (["report", "/no/such/run"], "holds no run with scores"),
+    ],
+)
+def test_wrong_usage_ends_with_exit_code_2_and_what_to_do(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = vlmamba_eval(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_data_error_ends_with_exit_code_1(tmp_path: Path) -> None:
+    (tmp_path / "pope").mkdir()
+    done = vlmamba_eval("--model", "vlmamba-tiny", "--tasks", "pope", "--data", str(tmp_path), cwd=tmp_path)
+    assert done.returncode == 1
+    assert "not found. Looked for:" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_console_scripts_module_is_importable_without_side_effects() -> None:
+    subprocess.run([sys.executable, "-c", "import vlmamba_eval.cli, tasks.registry, model_adapters.base"], check=True)

@@ -1,0 +1,204 @@
+"""Everything read from a data folder is untrusted: what is wrong gives an error that can be acted on."""
+
+from __future__ import annotations
+
+import base64
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.toys import picture, reference
+from vlmamba_eval.data import Folder, Hub, Row, open_image, read_jsonl
+from vlmamba_eval.types import DataError, ImageRef
+
+
+def opened(content: bytes) -> Image.Image:
+    return open_image(ImageRef("k", "row 7 (x.jpg)", lambda: content))
+
+
+# -- pictures --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF"])
+def test_the_five_formats_are_opened_as_rgb(kind: str) -> None:
+    image = opened(picture("red", kind=kind))
+    assert image.mode == "RGB"
+    assert image.size == (8, 8)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "LA", "I;16", "1"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    buffer = io.BytesIO()
+    Image.new(mode, (4, 4)).save(buffer, "TIFF" if mode == "CMYK" else "PNG")
+    if mode == "CMYK":
+        buffer = io.BytesIO()
+        Image.new(mode, (4, 4)).save(buffer, "JPEG")
+    assert opened(buffer.getvalue()).mode == "RGB"
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_truncated_picture_is_an_error_never_half_grey(kind: str) -> None:
+    content = picture("red", (64, 64), kind)
+    with pytest.raises(DataError, match=r"row 7 \(x\.jpg\): damaged image .* Fetch it again"):
+        opened(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"\0" * 100])
+def test_what_is_no_picture_says_how_it_begins(content: bytes) -> None:
+    with pytest.raises(DataError, match=r"row 7 \(x\.jpg\): not an image of a known format \(JPEG, PNG"):
+        opened(content)
+
+
+def test_other_decoders_are_never_tried() -> None:
+    with pytest.raises(DataError, match="not an image of a known format"):
+        opened(picture("red", kind="TIFF"))
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    with pytest.raises(DataError, match="row 7"):
+        opened(bomb)
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.png", "/etc/passwd", "file:x.png", "a\\b.png", "a/../../b.png", "", "x\0y"]
+)
+def test_a_name_that_leaves_the_folder_is_refused_with_its_row(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=r"questions\.jsonl:3: image name .* leaves the image folder"):
+        Folder(tmp_path).image(tmp_path, name, "questions.jsonl:3")
+
+
+def test_a_link_that_leaves_the_folder_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "outside.png").write_bytes(picture())
+    (tmp_path / "images" / "x.png").symlink_to(tmp_path / "outside.png")
+    with pytest.raises(DataError, match="a link that leaves the image folder"):
+        Folder(tmp_path).image(tmp_path / "images", "x.png").read()
+
+
+def test_a_missing_picture_is_reported_when_it_is_read_with_row_and_path(tmp_path: Path) -> None:
+    image = Folder(tmp_path).image(tmp_path, "x.png", "questions.jsonl:3")
+    with pytest.raises(DataError, match=r"questions\.jsonl:3: image .*x\.png is missing"):
+        image.read()
+
+
+def test_a_picture_in_a_row_is_known_by_its_content() -> None:
+    cell = base64.b64encode(picture()).decode()
+    first, second = Row({"image": cell}, "a:1").image("image"), Row({"image": cell}, "a:2").image("image")
+    assert first.key == second.key
+    assert open_image(first).getpixel((0, 0)) == (255, 0, 0)
+    with pytest.raises(DataError, match="a:3, field 'image': expected a base64-encoded image"):
+        Row({"image": "no base64!"}, "a:3").image("image").read()
+
+
+# -- annotation files ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"a": 1}\n{"a": 2', r"x\.jsonl:2: not a valid JSON line .*cut off"),
+        (b'{"a": 1}\n[1, 2]\n', r"x\.jsonl:2: expected an object"),
+        (b'{"a": NaN}\n', r"x\.jsonl:1: not a valid JSON line \(NaN is no JSON number\)"),
+        (b'{"a": 1, "a": 2}\n', r"x\.jsonl:1: not a valid JSON line \(key 'a' occurs twice"),
+        (b'{"a": 1}\n{"a": "\xff"}\n', r"x\.jsonl:2: not UTF-8"),
+        (b"[" * 200_000 + b"\n", r"x\.jsonl:1: not a valid JSON line"),
+    ],
+)
+def test_a_damaged_line_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        list(read_jsonl(path))
+
+
+def test_byte_order_mark_and_windows_line_ends_are_harmless(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\r\n{"a": 2}\r\n')
+    assert [row.integer("a") for row in read_jsonl(path)] == [1, 2]
+
+
+def test_a_cut_json_file_names_line_and_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text('{"a":\n  {"b": 1')
+    with pytest.raises(DataError, match=r"x\.json:2: not valid JSON .* may be cut off"):
+        Folder(tmp_path).json(path)
+
+
+def test_fields_are_checked_by_name_and_type() -> None:
+    row = Row({"id": True, "text": 3, "n": "4", "list": ["a", 1]}, "f.jsonl:9")
+    with pytest.raises(DataError, match=r"f\.jsonl:9: field 'question' is missing; the row has 'id', 'text'"):
+        row.text("question")
+    for read in (lambda: row.text("text"), lambda: row.integer("n"), lambda: row.identifier("id")):
+        with pytest.raises(DataError, match=r"f\.jsonl:9: field '.*' should be"):
+            read()
+    with pytest.raises(DataError, match="should be a list of texts"):
+        row.texts("list")
+    with pytest.raises(DataError, match="should be one of 'yes', 'no', found 'maybe'"):
+        Row({"label": "maybe"}, "f:1").one_of("label", ("yes", "no"))
+
+
+def test_none_na_and_nan_survive_a_tab_separated_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.tsv"
+    path.write_text('index\tA\tB\n1\tNone\tNA\n2\tnan\t\n3\t"two\nlines"\tnull\n')
+    rows = list(Folder(tmp_path).tsv(path, ["index", "A"]))
+    assert [(row.text("A"), row.text("B")) for row in rows] == [
+        ("None", "NA"),
+        ("nan", ""),
+        ("two\nlines", "null"),
+    ]
+    with pytest.raises(DataError, match=r"x\.tsv:1: columns C are missing; the header has index, A, B"):
+        list(Folder(tmp_path).tsv(path, ["C"]))
+    path.write_text("index\tA\n1\tx\ty\n")
+    with pytest.raises(DataError, match=r"x\.tsv:2: expected 2 cells, found 3"):
+        list(Folder(tmp_path).tsv(path, ["A"]))
+
+
+def test_files_are_found_in_the_benchmarks_folder_or_in_the_root(tmp_path: Path) -> None:
+    (tmp_path / "pope").mkdir()
+    (tmp_path / "pope" / "b.json").write_text("[]")
+    (tmp_path / "c.json").write_text("[]")
+    folder = Folder(tmp_path, ["pope"])
+    assert folder.find("a.json", "b.json", what="x") == tmp_path / "pope" / "b.json"
+    assert folder.find("c.json", what="x") == tmp_path / "c.json"
+    with pytest.raises(DataError, match=r"(?s)questions not found. Looked for:.*pope/d\.json.*--data"):
+        folder.find("d.json", what="questions")
+
+
+# -- hub -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_data_set_is_read_without_decoding_its_pictures(tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features({"question": datasets.Value("string"), "image": datasets.Image()})
+    rows = {"question": ["a?", "b?"], "image": [{"bytes": picture("blue"), "path": None}, None]}
+    (tmp_path / "data").mkdir()
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "data" / "test-0.parquet")
+    first, second = Hub().rows(str(tmp_path), "test", image="image")
+    assert first.text("question") == "a?"
+    assert open_image(first.image("image")).getpixel((0, 0)) == (0, 0, 255)
+    with pytest.raises(DataError, match="row 1: field 'image' should hold an image, found None"):
+        second.image("image")
+
+
+def test_a_data_set_that_cannot_be_had_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="cannot be loaded from the hub"):
+        list(Hub().rows(str(tmp_path / "empty"), "test"))
+
+
+def test_reference_is_lazy() -> None:
+    def never() -> bytes:
+        raise AssertionError("opened too early")
+
+    assert ImageRef("k", "w", never) == ImageRef("k", "w", never)
+    assert reference("k").read() == picture()

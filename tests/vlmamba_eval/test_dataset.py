@@ -1,0 +1,148 @@
+"""Counts are checked, ids are unique, and answer files are joined by id and prompt, never by order."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.toys import ToyTask, write_toy_data
+from vlmamba_eval.dataset import Dataset, fingerprint, load_dataset, read_answer_file
+from vlmamba_eval.imported import score_answers
+from vlmamba_eval.types import DataError, Sample, UsageError
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_toy_data(tmp_path / "data")
+
+
+def answers_file(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def perfect(dataset: Dataset) -> list[dict]:
+    return [
+        {"question_id": sample.id, "prompt": dataset.task.prompt(sample), "text": sample.target, "model_id": "gold"}
+        for sample in dataset.samples
+    ]
+
+
+def test_other_counts_than_the_declared_are_refused_or_marked(data: Path) -> None:
+    with pytest.raises(DataError, match=r"expected 25 questions \(test\), found 24.*--allow-partial"):
+        load_dataset(ToyTask(questions=25), str(data))
+    with pytest.raises(DataError, match=r"expected 7 images \(test\), found 6"):
+        load_dataset(ToyTask(images=7), str(data))
+    assert load_dataset(ToyTask(questions=25), str(data), allow_partial=True).marks == ("PARTIAL",)
+    assert load_dataset(ToyTask(), str(data)).marks == ()
+
+
+def test_a_folder_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such folder"):
+        load_dataset(ToyTask(), str(tmp_path / "nowhere"))
+
+
+def test_a_duplicate_id_names_both_rows(data: Path) -> None:
+    path = data / "toy" / "toy.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:-1], lines[2]]) + "\n")
+    with pytest.raises(DataError, match=r"toy\.jsonl:24: question id '0-2' occurs twice; the first is at .*jsonl:3"):
+        load_dataset(ToyTask(), str(data))
+
+
+def test_the_fingerprint_knows_questions_not_places_or_order(data: Path, tmp_path: Path) -> None:
+    there = write_toy_data(tmp_path / "elsewhere")
+    task = ToyTask()
+    here = load_dataset(task, str(data)).samples
+    assert fingerprint(task, here) == fingerprint(task, reversed(load_dataset(task, str(there)).samples))
+    assert fingerprint(task, here) != fingerprint(task, here[:-1])
+
+
+def test_answers_are_joined_by_id_in_any_order(data: Path, tmp_path: Path) -> None:
+    dataset = load_dataset(ToyTask(), str(data))
+    rows = perfect(dataset)
+    scores = [
+        score_answers(dataset, answers_file(tmp_path / f"{i}.jsonl", order), tmp_path / str(i)).scores
+        for i, order in enumerate([rows, rows[::-1]])
+    ]
+    assert scores[0] == scores[1]
+    assert scores[0]["model"] == "gold"
+    assert scores[0]["scores"][0]["value"] == 100.0
+
+
+def test_a_dropped_answer_is_missing_counts_as_wrong_and_shifts_nothing(data: Path, tmp_path: Path) -> None:
+    dataset = load_dataset(ToyTask(), str(data))
+    outcome = score_answers(dataset, answers_file(tmp_path / "a.jsonl", perfect(dataset)[1:]), tmp_path, "short")
+    [headline] = [score for score in outcome.scores["scores"] if score["headline"]]
+    assert headline["value"] == pytest.approx(100 * 23 / 24)
+    assert (headline["n"], headline["n_missing"]) == (24, 1)
+    assert outcome.scores["marks"] == ["INCOMPLETE"]
+    assert not outcome.complete
+
+
+def test_an_answer_file_for_another_task_is_refused(data: Path, tmp_path: Path) -> None:
+    dataset = load_dataset(ToyTask(), str(data))
+    foreign = [{"question_id": i, "text": "yes"} for i in range(5)]
+    with pytest.raises(DataError, match=r"a\.jsonl:1: question '0' is not in Toy .* for another task"):
+        read_answer_file(dataset, answers_file(tmp_path / "a.jsonl", foreign))
+    disguised = [row | {"prompt": "Is there a snowboard in the image?"} for row in perfect(dataset)]
+    with pytest.raises(DataError, match=r"a\.jsonl:1: 'Is there a snowboard.*does not ask what Toy asks"):
+        read_answer_file(dataset, answers_file(tmp_path / "a.jsonl", disguised))
+
+
+def test_two_answers_to_one_question_name_both_lines(data: Path, tmp_path: Path) -> None:
+    dataset = load_dataset(ToyTask(), str(data))
+    rows = perfect(dataset)
+    with pytest.raises(DataError, match=r"a\.jsonl:25: question '0-0' is answered twice; the first .*a\.jsonl:1"):
+        read_answer_file(dataset, answers_file(tmp_path / "a.jsonl", [*rows, rows[0]]))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("", "holds no answers"), ('{"text": "a"}\n', "field 'id' is missing")]
+)
+def test_a_file_without_answers_says_what_was_expected(data: Path, tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_answer_file(load_dataset(ToyTask(), str(data)), path)
+
+
+class Repeating(ToyTask):
+    """Every image's questions share one external id, as MME's do."""
+
+    def load(self, data):
+        return [
+            Sample(s.id, s.image, f"{s.question} {s.id[-1]}", s.target, external_id=s.id[0], where=s.where)
+            for s in super().load(data)
+        ]
+
+
+def test_repeating_ids_are_told_apart_by_the_prompt(data: Path, tmp_path: Path) -> None:
+    dataset = load_dataset(Repeating(), str(data))
+    rows = [
+        {"question_id": s.external_id, "prompt": f"<image>\n{dataset.task.prompt(s)}", "text": s.id}
+        for s in reversed(dataset.samples)
+    ]
+    answers = read_answer_file(dataset, answers_file(tmp_path / "a.jsonl", rows))
+    assert {key: answer.generation.text for key, answer in answers.items() if answer.generation} == {
+        s.id: s.id for s in dataset.samples
+    }
+    del rows[3]["prompt"]
+    with pytest.raises(DataError, match=r"a\.jsonl:4: question id '5' stands for 4 questions .* 'prompt' is needed"):
+        read_answer_file(dataset, answers_file(tmp_path / "a.jsonl", rows))
+    rows[3]["prompt"] = "something else"
+    with pytest.raises(DataError, match=r"a\.jsonl:4: the prompt 'something else' is none of the questions"):
+        read_answer_file(dataset, answers_file(tmp_path / "a.jsonl", rows))
+
+
+def test_without_gold_labels_answers_are_kept_and_reported_as_unscored(data: Path, tmp_path: Path) -> None:
+    path = data / "toy" / "toy.jsonl"
+    path.write_text(path.read_text().replace('"answer"', '"ignored"'))
+    dataset = load_dataset(ToyTask(), str(data))
+    assert not dataset.labelled
+    rows = [{"question_id": sample.id, "text": "red"} for sample in dataset.samples]
+    outcome = score_answers(dataset, answers_file(tmp_path / "a.jsonl", rows), tmp_path)
+    assert outcome.complete
+    assert (outcome.scores["marks"], outcome.scores["scores"]) == (["UNSCORED"], [])

@@ -1,0 +1,227 @@
+"""A run answers every question exactly once, whatever happens in between."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.toys import ToyAdapter, ToyTask, write_toy_data
+from vlmamba_eval.dataset import Dataset, load_dataset
+from vlmamba_eval.run import Outcome, Progress, evaluate
+from vlmamba_eval.store import read_answers
+from vlmamba_eval.types import UsageError
+
+DERIVED = ("manifest.json", "answers.jsonl", "scores.json", "DONE")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_toy_data(tmp_path / "data")
+
+
+def toy(data: Path, task: ToyTask | None = None) -> Dataset:
+    return load_dataset(task or ToyTask(), str(data))
+
+
+def run(data: Path, out: Path, adapter: ToyAdapter | None = None, **options: int) -> Outcome:
+    return evaluate(adapter or ToyAdapter(), [toy(data)], out, **options)[0]  # type: ignore[arg-type]
+
+
+def derived(outcome: Outcome) -> dict[str, bytes]:
+    return {name: (outcome.folder / name).read_bytes() for name in DERIVED}
+
+
+def headline(outcome: Outcome) -> dict:
+    return next(score for score in outcome.scores["scores"] if score["headline"])
+
+
+def test_every_question_is_answered_and_scored(data: Path, tmp_path: Path) -> None:
+    outcome = run(data, tmp_path)
+    assert outcome.complete
+    assert headline(outcome)["value"] == pytest.approx(
+        100 * 21 / 24
+    )  # three of the repeated questions have a false gold
+    assert (headline(outcome)["n"], headline(outcome)["n_images"]) == (24, 6)
+
+
+def test_duplicates_are_asked_once_and_each_image_is_prepared_once(data: Path, tmp_path: Path) -> None:
+    adapter = ToyAdapter()
+    outcome = run(data, tmp_path, adapter)
+    assert adapter.images_prepared == 6
+    assert len(adapter.asked) == 18  # of 24: "What colour (1)?" is asked twice about every image
+    assert len(read_answers(outcome.folder)) == 24
+
+
+def test_two_tasks_share_their_images(tmp_path: Path) -> None:
+    data = write_toy_data(tmp_path / "data")
+    write_toy_data(data, "other")
+    adapter = ToyAdapter()
+    evaluate(adapter, [toy(data), toy(data, ToyTask("other"))], tmp_path / "out")
+    assert adapter.images_prepared == 6  # of 12 files: each picture lies in both folders under one name
+
+
+def test_a_finished_run_generates_nothing_again(data: Path, tmp_path: Path) -> None:
+    first = run(data, tmp_path)
+    before = derived(first)
+    adapter = ToyAdapter()
+    assert derived(run(data, tmp_path, adapter)) == before
+    assert adapter.asked == []
+
+
+def test_another_model_or_another_limit_is_another_run(data: Path, tmp_path: Path) -> None:
+    first = run(data, tmp_path)
+    limited = evaluate(ToyAdapter(), [load_dataset(ToyTask(), str(data), limit=4)], tmp_path)[0]
+    assert limited.folder != first.folder
+    assert limited.scores["marks"] == ["PARTIAL"]
+
+
+def test_the_batch_budget_changes_nothing_but_the_batches(data: Path, tmp_path: Path) -> None:
+    one = run(data, tmp_path / "a", batch_tokens=1)
+    all_at_once = run(data, tmp_path / "b", batch_tokens=100_000)
+    assert derived(one) == derived(all_at_once)
+
+
+@pytest.mark.parametrize("memory", [1, 2, 3, 5, 11])
+def test_out_of_memory_halves_the_batch_and_each_question_is_still_answered_once(
+    data: Path, tmp_path: Path, memory: int
+) -> None:
+    adapter = ToyAdapter(memory=memory)
+    outcome = run(data, tmp_path / "small", adapter)
+    assert outcome.complete
+    assert set(Counter(adapter.asked).values()) == {6}  # three texts, six images
+    assert derived(outcome) == derived(run(data, tmp_path / "large"))
+
+
+def test_out_of_memory_on_one_question_fails_that_question_alone(data: Path, tmp_path: Path) -> None:
+    class Tight(ToyAdapter):
+        def generate(self, batch):
+            from vlmamba_eval.types import OutOfMemory
+
+            if any("(3)" in question.text for item in batch for question in item.questions):
+                raise OutOfMemory("too long")
+            return super().generate(batch)
+
+    outcome = run(data, tmp_path, Tight())
+    assert not outcome.complete
+    assert outcome.scores["n_error"] == 6
+    assert "INCOMPLETE" in outcome.scores["marks"]
+
+
+def test_an_adapters_error_is_a_typed_failure_and_is_not_retried_in_the_same_run(data: Path, tmp_path: Path) -> None:
+    outcome = run(data, tmp_path, ToyAdapter(poison="(2)"), batch_tokens=1)
+    failed = [answer for answer in read_answers(outcome.folder).values() if answer.failure]
+    assert len(failed) == 24
+    assert failed[0].failure is not None
+    assert failed[0].failure.kind == "model_error"
+    assert "ValueError: the toy can't stand this question" in failed[0].failure.message
+    again = run(data, tmp_path)
+    assert again.complete
+    assert headline(again)["value"] == pytest.approx(100 * 21 / 24)
+
+
+def test_a_missing_picture_fails_its_questions_alone_and_nothing_computed_is_lost(data: Path, tmp_path: Path) -> None:
+    picture = data / "toy" / "images" / "2.png"
+    content = picture.read_bytes()
+    picture.unlink()
+    notes: list[str] = []
+
+    class Notes(Progress):
+        def note(self, message: str) -> None:
+            notes.append(message)
+
+    outcome = evaluate(ToyAdapter(), [toy(data)], tmp_path, progress=Notes())[0]
+    assert not outcome.complete
+    assert (outcome.scores["n_error"], headline(outcome)["n"]) == (4, 24)
+    assert "2.png is missing" in notes[0]
+    picture.write_bytes(content)
+    adapter = ToyAdapter()
+    healed = run(data, tmp_path, adapter)
+    assert healed.complete
+    assert len(adapter.asked) == 3
+    assert healed.scores == run(data, tmp_path / "fresh").scores
+
+
+def test_tolerated_errors_leave_the_run_complete_but_marked(data: Path, tmp_path: Path) -> None:
+    (data / "toy" / "images" / "2.png").write_bytes(b"")
+    outcome = run(data, tmp_path, max_errors=4)
+    assert outcome.complete
+    assert outcome.scores["marks"] == ["INCOMPLETE"]
+    assert not run(data, tmp_path, max_errors=3).complete
+
+
+def test_likelihood_is_another_run_and_says_so(data: Path, tmp_path: Path) -> None:
+    generated = run(data, tmp_path)
+    ranked = evaluate(ToyAdapter(), [toy(data)], tmp_path, scoring="likelihood")[0]
+    assert ranked.folder != generated.folder
+    assert ranked.scores["scoring"] == "likelihood"
+    assert read_answers(ranked.folder)["0-1"].generation.likelihoods[1].logprob == -3.0  # type: ignore[union-attr]
+
+
+def test_a_task_without_choices_refuses_likelihood(data: Path, tmp_path: Path) -> None:
+    class Open(ToyTask):
+        def continuations(self, sample):
+            return ()
+
+    with pytest.raises(UsageError, match="toy has no choices to rank"):
+        evaluate(ToyAdapter(), [toy(data, Open())], tmp_path, scoring="likelihood")
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from tests.toys import ToyAdapter, ToyTask
+from vlmamba_eval.dataset import load_dataset
+from vlmamba_eval.run import evaluate
+class Slow(ToyAdapter):
+    def generate(self, batch):
+        time.sleep(0.004)
+        return super().generate(batch)
+evaluate(Slow(), [load_dataset(ToyTask(questions=160, images=40), sys.argv[1])], Path(sys.argv[2]), batch_tokens=1)
+"""
+
+
+def test_killed_at_random_points_and_resumed_the_run_ends_byte_for_byte_the_same(tmp_path: Path) -> None:
+    """Twelve SIGKILLs, each followed by a resumption, against a run that nobody disturbed."""
+    data = write_toy_data(tmp_path / "data", images=40)
+    command = [sys.executable, "-c", CHILD, str(data)]
+    undisturbed = tmp_path / "undisturbed"
+    subprocess.run([*command, str(undisturbed)], check=True)
+    disturbed = tmp_path / "disturbed"
+    for i in range(12):
+        with subprocess.Popen([*command, str(disturbed)]) as child:
+            answers = disturbed / "runs"
+            began = time.monotonic()
+            while not list(answers.rglob("answers.jsonl")) and child.poll() is None:
+                time.sleep(0.002)
+                assert time.monotonic() - began < 60
+            time.sleep(0.013 * (i % 5))
+            child.send_signal(signal.SIGKILL)
+    subprocess.run([*command, str(disturbed)], check=True)
+    expected = {p.relative_to(undisturbed): p.read_bytes() for p in undisturbed.rglob("*") if p.name in DERIVED}
+    found = {p.relative_to(disturbed): p.read_bytes() for p in disturbed.rglob("*") if p.name in DERIVED}
+    assert len(expected) == len(DERIVED)
+    assert found == expected
+
+
+def test_an_adapter_that_returns_too_few_answers_is_found_out(data: Path, tmp_path: Path) -> None:
+    class Forgetful(ToyAdapter):
+        def generate(self, batch):
+            return super().generate(batch)[:-1]
+
+    outcome = run(data, tmp_path, Forgetful())
+    assert outcome.scores["n_error"] == 24
+
+
+def test_harness_overhead_is_small(tmp_path: Path) -> None:
+    """2,000 questions about 200 images without a model: a question costs well under a millisecond."""
+    data = write_toy_data(tmp_path / "data", images=200, questions=10)
+    dataset = load_dataset(ToyTask(questions=2000, images=200), str(data))
+    began = time.perf_counter()
+    evaluate(ToyAdapter(), [dataset], tmp_path / "out")
+    assert (time.perf_counter() - began) / 2000 < 1e-3
