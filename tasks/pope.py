@@ -94,13 +94,16 @@ class Pope(Task):
 
     def metrics(self, sums: Sums) -> Iterator[Metric]:
         values = {group: _ratios(sums, group) for group in ("all", *SPLITS)}
-        yield Metric("mean_f1", sum(values[split]["f1"] for split in SPLITS) / len(SPLITS), headline=True)
-        yield Metric("mean_accuracy", sum(values[split]["accuracy"] for split in SPLITS) / len(SPLITS))
-        yield Metric("pooled_f1", values["all"]["f1"])
-        yield Metric("pooled_accuracy", values["all"]["accuracy"])
+        mean = {name: sum(values[split][name] for split in SPLITS) / len(SPLITS) for name in ("f1", "accuracy")}
+        yield Metric("mean_f1", mean["f1"], split="all", headline=True)
+        yield Metric("mean_accuracy", mean["accuracy"], split="all")
+        yield Metric("pooled_f1", values["all"]["f1"], split="all")
+        yield Metric("pooled_accuracy", values["all"]["accuracy"], split="all")
         for split in SPLITS:
             for name, value in values[split].items():
                 yield Metric(name, value, split=split)
+            for outcome in ("TP", "FP", "TN", "FN"):
+                yield Metric(outcome.lower(), sums[f"{outcome}|{split}"], split=split, upper=None, plain=True)
 
     def continuations(self, sample: Sample) -> tuple[str, ...]:
         return ("Yes", "No")

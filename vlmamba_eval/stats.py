@@ -79,6 +79,7 @@ class Score:
     n_error: int
     n_truncated: int
     headline: bool
+    plain: bool = False
 
 
 def summarise(task: Task, graded: Iterable[Graded], *, seed: int = 0, replicates: int = REPLICATES) -> list[Score]:
@@ -166,7 +167,9 @@ def _bootstrap(table: Floats, strata: list[str], seed: int, replicates: int) -> 
 
 def _score(task: Task, point: Metric, spread: Metric, totals: _Totals) -> Score:
     value = float(np.asarray(point.value).reshape(-1)[0])
-    low, high = interval(value, np.asarray(spread.value, dtype=np.float64), point.upper, totals.images)
+    low = high = math.nan
+    if not point.plain:
+        low, high = interval(value, np.asarray(spread.value, dtype=np.float64), point.upper, totals.images)
     return Score(
         metric=point.name,
         split=point.split or task.info.split,
@@ -181,6 +184,7 @@ def _score(task: Task, point: Metric, spread: Metric, totals: _Totals) -> Score:
         n_error=totals.error,
         n_truncated=totals.truncated,
         headline=point.headline,
+        plain=point.plain,
     )
 
 

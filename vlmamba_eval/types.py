@@ -194,7 +194,7 @@ class Metric:
 
     `value` is on the published scale (percent, MME points); NaN where it is undefined. `over` names the group of
     samples behind it, whose n stands in the table: by default `category`, else `split`, else all. `upper` is the
-    largest possible value; None where the metric is unbounded.
+    largest possible value; None where the metric is unbounded. A `plain` metric is a count that has no interval.
     """
 
     name: str
@@ -204,6 +204,7 @@ class Metric:
     over: str = ""
     headline: bool = False
     upper: float | None = 100.0
+    plain: bool = False
 
     @property
     def group(self) -> str:

@@ -82,7 +82,7 @@ def board(runs: Sequence[RunScores], baselines: Sequence[Published]) -> Board:
     titles = {run.task: (run.values["title"], run.values["headline"], run.values["scoring"]) for run in runs}
     tasks = tuple(titles)
     headers = tuple(
-        f"{title} {metric.replace('_', ' ')}" + ("" if scoring == "generate" else f" ({scoring})")
+        f"{title} {spoken(metric)}" + ("" if scoring == "generate" else f" ({scoring})")
         for title, metric, scoring in titles.values()
     )
     rows: list[tuple[str, tuple[str, ...], bool, tuple[str, ...]]] = []
@@ -94,7 +94,7 @@ def board(runs: Sequence[RunScores], baselines: Sequence[Published]) -> Board:
         for task in tasks:
             run = cells.get(task)
             own = "" if run is None else "".join(f" {mark}" for mark in run.values["marks"] if mark not in common)
-            texts.append("" if run is None else _value(run.headline) + own)
+            texts.append("" if run is None else shown(run.headline) + own)
         rows.append((model, tuple(mark for mark in MEANING if mark in common), False, tuple(texts)))
         notes += [f"{mark}: {MEANING[mark]}." for mark in MEANING if any(mark in found for found in marks)]
     for model in dict.fromkeys(row.model for row in baselines):
@@ -127,24 +127,26 @@ def _quoted(row: Published) -> str:
     return f"{row.value:g}†" if row.value >= 200 else f"{row.value:.1f}†"
 
 
-def _value(score: Mapping[str, Any] | None) -> str:
+def shown(score: Mapping[str, Any] | None) -> str:
+    """A score's value with its interval in brackets, where it has one; `-` where it is undefined."""
     if score is None or score["value"] is None:
         return "-"
-    return number(score["value"]) + interval(score)
-
-
-def number(value: float | None) -> str:
-    """A value on the published scale: one decimal for MME points, two for percentages; `-` where undefined."""
-    if value is None:
-        return "-"
-    return f"{value:.1f}" if abs(value) >= 200 else f"{value:.2f}"
-
-
-def interval(score: Mapping[str, Any]) -> str:
-    """The 95 % interval in brackets, or nothing where there is none."""
+    if score.get("plain"):
+        return f"{score['value']:,.0f}"
     if score["ci_low"] is None:
-        return ""
-    return f" [{number(score['ci_low'])}, {number(score['ci_high'])}]"
+        return number(score["value"])
+    return f"{number(score['value'])} [{number(score['ci_low'])}, {number(score['ci_high'])}]"
+
+
+def spoken(metric: str) -> str:
+    """A metric's name as a heading: words instead of underscores, abbreviations in capitals."""
+    capitals = {"f1", "img", "tp", "fp", "tn", "fn"}
+    return " ".join(word.upper() if word in capitals else word for word in metric.split("_"))
+
+
+def number(value: float) -> str:
+    """A value on the published scale: one decimal for MME points, two for percentages."""
+    return f"{value:.1f}" if abs(value) >= 200 else f"{value:.2f}"
 
 
 # =============================================================================
@@ -195,11 +197,11 @@ def _details(run: RunScores) -> list[str]:
     rows = []
     for (split, category), found in groups.items():
         some = next(iter(found.values()))
-        values = [number(found[m]["value"]) + interval(found[m]) if m in found else "" for m in metrics]
+        values = [shown(found[m]) if m in found else "" for m in metrics]
         bold = [f"**{v}**" if m in found and found[m]["headline"] else v for m, v in zip(metrics, values, strict=True)]
         counts = [f"{some[name]:,}" for name in ("n", "n_images", "n_unparsed", "n_truncated")]
         rows.append((split, category, *bold, *counts))
-    headers = ["split", "category", *(metric.replace("_", " ") for metric in metrics)]
+    headers = ["split", "category", *map(spoken, metrics)]
     return _markdown_table([*headers, "n", "images", "unparsed", "truncated"], rows, escaped=False)
 
 
