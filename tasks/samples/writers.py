@@ -158,6 +158,8 @@ _GQA_TYPES = {
     "same_color": ("compare", "attr", "twoSame"),
     "larger": ("compare", "attr", "comparativeChoose"),
 }
+# Half of GQA's questions are queries.
+GQA_TOPICS = [topic for topic, types in _GQA_TYPES.items() for _ in range(2 if types[0] == "query" else 1)]
 _GQA_GLOBAL_GROUPS = {
     "color": "color",
     "choose_color": "color",
@@ -203,13 +205,11 @@ def gqa_entry(scene: Scene, asked: Asked, image: str, qid: str) -> dict[str, Any
 def write_gqa(folder: Path) -> None:
     """`testdev_balanced_questions.json` in an order that is not grouped by image, as in the release."""
     entries: dict[str, dict[str, Any]] = {}
-    # Half of GQA's questions are queries.
-    topics = [topic for topic, types in _GQA_TYPES.items() for _ in range(2 if types[0] == "query" else 1)]
     for scene in chosen("gqa", 20, lambda scene: len(scene.things) > 1):
         rng = random.Random(f"gqa: {scene.content()}")
         image = f"n{number(scene, 600_000):06d}"
         put(folder / f"gqa/images/{image}.jpg", jpeg(scene))
-        for place, asked in enumerate(several(scene, topics, 12, rng)):
+        for place, asked in enumerate(several(scene, GQA_TOPICS, 12, rng)):
             qid = f"20{number(scene, 100_000):05d}{place:02d}"
             entries[qid] = gqa_entry(scene, asked, image, qid)
     order = sorted(entries)
