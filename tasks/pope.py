@@ -17,13 +17,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.base import SHORT_ANSWER, Task, TaskInfo, llava_question
 from vlmamba_eval.types import Graded, ImageRef, Metric, Sample, Verdict
 
 if TYPE_CHECKING:
-    from vlmamba_eval.data import Folder, Hub
+    from vlmamba_eval.data import Folder, Hub, Row
     from vlmamba_eval.stats import Sums
 
 SPLITS = ("adversarial", "random", "popular")  # in the order of LLaVA's question file
@@ -43,13 +44,13 @@ class Pope(Task):
         if llava and not any(data.find_optional(*name) for name in names.values()):
             for row in data.jsonl(llava):
                 split = row.one_of("category", SPLITS)
-                image = data.image(images, row.text("image"), row.where)
+                image = _picture(data, images, row)
                 number = row.integer("question_id") - FIRST_ID[split]
                 samples.append(_sample(split, number, image, llava_question(row), None, row.where))
             return samples
         for split in SPLITS:
             for row in data.jsonl(data.find(*names[split], what=f"POPE's {split} list (JSON lines)")):
-                image = data.image(images, row.text("image"), row.where)
+                image = _picture(data, images, row)
                 label = row.one_of("label", ("yes", "no"))
                 samples.append(_sample(split, row.integer("question_id"), image, row.text("text"), label, row.where))
         return samples
@@ -109,6 +110,12 @@ class Pope(Task):
         return ("Yes", "No")
 
 
+def _picture(data: Folder, folder: Path, row: Row) -> ImageRef:
+    """A row's picture. Its COCO name is its identity: VQAv2 asks about the same pictures."""
+    name = row.text("image")
+    return replace(data.image(folder, name, row.where), key=name)
+
+
 def _sample(split: str, number: int, image: ImageRef, question: str, label: str | None, where: str) -> Sample:
     external_id = str(FIRST_ID[split] + number)
     return Sample(f"{split}/{number}", image, question, label, groups=(split,), external_id=external_id, where=where)
@@ -138,6 +145,7 @@ PINNED = TaskInfo(
     paper="https://arxiv.org/abs/2305.10355",
     scorer="https://github.com/haotian-liu/LLaVA/blob/c121f0432da2/llava/eval/eval_pope.py",
     folders=("pope",),
+    sha256="2b68de4bfb3ba9e4eecc74e7a15052e4186203b272f866fc9e280f0790cc5840",
     sources=(
         "The three lists: https://github.com/AoiDragon/POPE/tree/e3e39262c85a6a83f26cf5094022a782cb0df58d/output/coco "
         "into pope/coco",
@@ -150,6 +158,7 @@ HEAD = replace(
     title="POPE (9,000)",
     questions=9_000,
     folders=("pope_9000", "pope"),
+    sha256="",
     hub="lmms-lab-encoder/POPE",
     sources=(
         "The three lists: https://github.com/AoiDragon/POPE, folder output/coco, into pope_9000/coco",

@@ -241,6 +241,79 @@ def report(runs: tuple[Path, ...], baselines: str | None, out: Path | None) -> N
     _report(list(dict.fromkeys(folders)), baselines, out, relative_to=out or Path())
 
 
+@cli.command()
+@click.option("--tasks", required=True, metavar="A,B,C", help="Benchmarks by name (see `list tasks`).")
+@click.option("--data", required=True, metavar="hub|DIR", help="The folder to look into, or `hub` to download.")
+def prepare(tasks: str, data: str) -> None:
+    """Say what benchmarks need, what is there, what is missing and where it comes from; check counts and hashes.
+
+    With `--data hub` everything is downloaded. What is ready needs no network in a run. Exit code 3: not all is ready.
+    """
+    from vlmamba_eval.prepare import inspect
+
+    states = [inspect(task, data) for task in _tasks(tasks)]
+    for state in states:
+        click.echo("\n".join(state.lines))
+    sys.exit(COMPLETE if all(state.ready for state in states) else INCOMPLETE)
+
+
+@cli.command()
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--data", metavar="hub|DIR", help="Where the benchmark lies. Default: where the run read it.")
+@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Default: RUN/submission.")
+def submit(run: Path, data: str | None, out: Path | None) -> None:
+    """Write the file that a benchmark's server wants, from a complete run, and check it by reading it back."""
+    from vlmamba_eval.submission import submit as write
+
+    for path in write(run, data, out):
+        click.echo(path.resolve())
+
+
+@cli.command()
+@click.option("--model", required=True, metavar="NAME", help="The model to build (see `list models`).")
+@click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="The checkpoint to write.")
+@click.option("--vision", metavar="ID|DIR", help="A SigLIP or CLIP of transformers. Default: the model's own.")
+@click.option(
+    "--language-model",
+    metavar="ID|DIR",
+    help="A Mamba-1 in either naming. Default: the model's own (state-spaces/...).",
+)
+@click.option(
+    "--connector",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="A safetensors file. Default: a fresh connector, recorded as untrained.",
+)
+@click.option("--tokenizer", metavar="ID|DIR|FILE", help="Default: the model's own (EleutherAI/gpt-neox-20b).")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of a fresh connector.")
+def assemble(
+    model: str,
+    out: Path,
+    vision: str | None,
+    language_model: str | None,
+    connector: Path | None,
+    tokenizer: str | None,
+    seed: int,
+) -> None:
+    """Build a checkpoint folder from published parts: vision encoder, Mamba language model, connector."""
+    from model_adapters.vlmamba.assemble import assemble as build
+    from model_adapters.vlmamba.config import PRESETS
+
+    if model not in PRESETS:
+        raise UsageError(f"Unknown model {model!r}. Models that can be assembled: {', '.join(PRESETS)}.")
+    build(
+        PRESETS[model],
+        out,
+        vision=vision,
+        language_model=language_model,
+        connector=connector,
+        tokenizer=tokenizer,
+        seed=seed,
+        say=_say,
+    )
+    click.echo(out.resolve())
+
+
 @cli.group(name="list")
 def list_() -> None:
     """Show what there is: tasks, models."""

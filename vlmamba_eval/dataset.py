@@ -23,12 +23,13 @@ SAMPLES, PARTIAL, INCOMPLETE, UNTRAINED, UNSCORED = "SAMPLES", "PARTIAL", "INCOM
 class Dataset:
     """The samples of one task in one run.
 
-    `marks` are the words that every table of the run must carry (SAMPLES, PARTIAL). `provenance` goes into the
-    manifest.
+    `source` is `hub`, `samples` or the absolute folder. `marks` are the words that every table of the run must carry
+    (SAMPLES, PARTIAL). `provenance` goes into the manifest.
     """
 
     task: Task
     samples: list[Sample]
+    source: str
     marks: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
@@ -86,7 +87,8 @@ def load_dataset(
             marks.append(PARTIAL)
     provenance["questions"] = len(samples)
     provenance["sha256"] = fingerprint(task, samples)
-    return Dataset(task, samples, tuple(marks), provenance)
+    source = where if where in ("hub", "samples") else str(Path(where).resolve())
+    return Dataset(task, samples, source, tuple(marks), provenance)
 
 
 def samples_folder() -> Path:
@@ -113,6 +115,10 @@ def _count_problem(task: Task, samples: Sequence[Sample]) -> str:
     images = len({sample.image.key for sample in samples if sample.image is not None})
     if info.images is not None and images != info.images:
         return f"expected {info.images:,} images ({info.split}), found {images:,}"
+    if info.sha256 and fingerprint(task, samples) != info.sha256:
+        return (
+            f"the {len(samples):,} questions are not those of {info.split}: their sha256 differs from the declared one"
+        )
     return ""
 
 

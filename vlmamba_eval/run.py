@@ -125,8 +125,8 @@ def evaluate(
         total = sum(len(dataset.samples) for dataset in datasets)
         progress.start(sum(group.image is not None for group in groups), len(pending), total - len(pending))
         if groups:
-            for run in runs.values():
-                run.log(event="start", time=time.time(), pending=len(pending), version=__version__, **_host())
+            for dataset, run in zip(datasets, runs.values(), strict=True):
+                run.log(event="start", time=time.time(), data=dataset.source, version=__version__, **_host())
             _generate(adapter, answer, groups, datasets, runs, batch_tokens, progress)
             for run in runs.values():
                 run.log(event="end", time=time.time())

@@ -195,6 +195,15 @@ def read_answers(folder: Path) -> dict[str, Answer]:
     return _load_answers(folder / ANSWERS, heal=False)[0]
 
 
+def data_source(folder: Path) -> str | None:
+    """Where the data of a run was read from last (`hub`, `samples`, or a folder), as its telemetry remembers."""
+    path = folder / TELEMETRY
+    if not path.exists():
+        return None
+    events = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    return next((event["data"] for event in reversed(events) if "data" in event), None)
+
+
 def find_runs(root: Path) -> list[Path]:
     """The run folders at or below a folder that have scores, sorted."""
     return sorted(path.parent for path in root.rglob(SCORES) if (path.parent / MANIFEST).exists())

@@ -188,21 +188,21 @@ def _described(run: RunScores) -> list[str]:
 
 
 def _details(run: RunScores) -> list[str]:
-    """One row a group of questions, one column a metric."""
-    scores = run.values["scores"]
-    metrics = list(dict.fromkeys(score["metric"] for score in scores))
+    """One row a group of questions, one column a metric; groups with other metrics have a table of their own."""
     groups: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
-    for score in scores:
+    for score in run.values["scores"]:
         groups.setdefault((score["split"], score["category"]), {})[score["metric"]] = score
-    rows = []
+    tables: dict[tuple[str, ...], list[Sequence[str]]] = {}
     for (split, category), found in groups.items():
         some = next(iter(found.values()))
-        values = [shown(found[m]) if m in found else "" for m in metrics]
-        bold = [f"**{v}**" if m in found and found[m]["headline"] else v for m, v in zip(metrics, values, strict=True)]
+        values = [f"**{shown(score)}**" if score["headline"] else shown(score) for score in found.values()]
         counts = [f"{some[name]:,}" for name in ("n", "n_images", "n_unparsed", "n_truncated")]
-        rows.append((split, category, *bold, *counts))
-    headers = ["split", "category", *map(spoken, metrics)]
-    return _markdown_table([*headers, "n", "images", "unparsed", "truncated"], rows, escaped=False)
+        tables.setdefault(tuple(found), []).append((split, category, *values, *counts))
+    lines: list[str] = []
+    for metrics, rows in tables.items():
+        headers = ["split", "category", *map(spoken, metrics), "n", "images", "unparsed", "truncated"]
+        lines += [*_markdown_table(headers, rows, escaped=False), ""]
+    return lines[:-1]
 
 
 def _markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, escaped: bool) -> list[str]:
