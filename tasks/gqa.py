@@ -49,6 +49,7 @@ class Gqa(Task):
         scorer="https://github.com/haotian-liu/LLaVA/blob/c121f0432da2/scripts/convert_gqa_for_eval.py",
         folders=("gqa/data", "gqa"),
         hub="lmms-lab-encoder/GQA",
+        sha256="1218aadb1df4a4694a39f0c0de45e3e0bb3e926146866aa825c6960c54f07f50",
         sources=(
             "Questions: https://cs.stanford.edu/people/dorarad/gqa/download.html (version 1.2, 1.4 GB), file "
             f"{QUESTIONS} into gqa",

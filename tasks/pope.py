@@ -24,7 +24,7 @@ from tasks.base import SHORT_ANSWER, Task, TaskInfo, llava_question
 from vlmamba_eval.types import Graded, ImageRef, Metric, Sample, Verdict
 
 if TYPE_CHECKING:
-    from vlmamba_eval.data import Folder, Hub, Row
+    from vlmamba_eval.data import Folder, Hub
     from vlmamba_eval.stats import Sums
 
 SPLITS = ("adversarial", "random", "popular")  # in the order of LLaVA's question file
@@ -44,13 +44,13 @@ class Pope(Task):
         if llava and not any(data.find_optional(*name) for name in names.values()):
             for row in data.jsonl(llava):
                 split = row.one_of("category", SPLITS)
-                image = _picture(data, images, row)
+                image = data.image(images, row.text("image"), row.where)
                 number = row.integer("question_id") - FIRST_ID[split]
                 samples.append(_sample(split, number, image, llava_question(row), None, row.where))
             return samples
         for split in SPLITS:
             for row in data.jsonl(data.find(*names[split], what=f"POPE's {split} list (JSON lines)")):
-                image = _picture(data, images, row)
+                image = data.image(images, row.text("image"), row.where)
                 label = row.one_of("label", ("yes", "no"))
                 samples.append(_sample(split, row.integer("question_id"), image, row.text("text"), label, row.where))
         return samples
@@ -108,12 +108,6 @@ class Pope(Task):
 
     def continuations(self, sample: Sample) -> tuple[str, ...]:
         return ("Yes", "No")
-
-
-def _picture(data: Folder, folder: Path, row: Row) -> ImageRef:
-    """A row's picture. Its COCO name is its identity: VQAv2 asks about the same pictures."""
-    name = row.text("image")
-    return replace(data.image(folder, name, row.where), key=name)
 
 
 def _sample(split: str, number: int, image: ImageRef, question: str, label: str | None, where: str) -> Sample:

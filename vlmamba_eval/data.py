@@ -251,7 +251,7 @@ class Folder:
         def read() -> bytes:
             return _read_image_file(path, folder, prefix)
 
-        return ImageRef(key=str(path), where=f"{where} ({path})" if where else str(path), read=read)
+        return ImageRef(str(path), f"{where} ({path})" if where else str(path), read, path=str(path))
 
 
 def _read_image_file(path: Path, folder: Path, prefix: str) -> bytes:

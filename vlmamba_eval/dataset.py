@@ -23,15 +23,15 @@ SAMPLES, PARTIAL, INCOMPLETE, UNTRAINED, UNSCORED = "SAMPLES", "PARTIAL", "INCOM
 class Dataset:
     """The samples of one task in one run.
 
-    `source` is `hub`, `samples` or the absolute folder. `marks` are the words that every table of the run must carry
-    (SAMPLES, PARTIAL). `provenance` goes into the manifest.
+    `marks` are the words that every table of the run must carry (SAMPLES, PARTIAL). `provenance` goes into the
+    manifest; `source` (`hub`, `samples`, or the absolute folder) does not, since data may be moved.
     """
 
     task: Task
     samples: list[Sample]
-    source: str
     marks: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""
 
     @property
     def labelled(self) -> bool:
@@ -88,7 +88,7 @@ def load_dataset(
     provenance["questions"] = len(samples)
     provenance["sha256"] = fingerprint(task, samples)
     source = where if where in ("hub", "samples") else str(Path(where).resolve())
-    return Dataset(task, samples, source, tuple(marks), provenance)
+    return Dataset(task, samples, tuple(marks), provenance, source)
 
 
 def samples_folder() -> Path:

@@ -101,7 +101,7 @@ def _equal_pictures(images: Iterable[ImageRef]) -> dict[str, str]:
     """
     by_name: dict[str, dict[str, ImageRef]] = defaultdict(dict)
     for image in images:
-        by_name[PurePath(image.key).name].setdefault(image.key, image)
+        by_name[PurePath(image.path or image.key).name].setdefault(image.key, image)
     same: dict[str, str] = {}
     for candidates in by_name.values():
         if len(candidates) < 2:

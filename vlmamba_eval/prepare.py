@@ -34,7 +34,7 @@ def inspect(task: Task, where: str) -> State:
     lines.append(f"  questions: {len(dataset.samples):,}, {_checked(dataset)}")
     if not dataset.labelled:
         lines.append("  gold labels: not here; answers can be generated, and scored by the benchmark's server")
-    missing = [key for key in images if _is_path(key) and not Path(key).exists()]
+    missing = [image.path for image in images.values() if image.path and not Path(image.path).exists()]
     lines.append(f"  images: {len(images) - len(missing):,} of {len(images):,}")
     if missing:
         lines.append(f"  missing, for example: {missing[0]}")
@@ -46,10 +46,6 @@ def _checked(dataset: Dataset) -> str:
     sha = dataset.provenance["sha256"]
     checked = "as declared" if dataset.task.info.sha256 else "none is declared to compare with"
     return f"count as declared, sha256 {sha[:16]}... ({checked})"
-
-
-def _is_path(key: str) -> bool:
-    return Path(key).is_absolute() or Path(key).suffix != ""
 
 
 def _sources(task: Task) -> list[str]:

@@ -36,7 +36,8 @@ def submit(run: Path, data: str | None = None, out: Path | None = None) -> list[
     missing = len(dataset.samples) - len(texts)
     if missing:
         raise DataError(
-            f"{run} lacks {missing:,} of {len(dataset.samples):,} answers. Run the same evaluation again to complete it."
+            f"{run} lacks {missing:,} of {len(dataset.samples):,} answers. "
+            "Run the same evaluation again to complete it."
         )
     folder = out or run / "submission"
     folder.mkdir(parents=True, exist_ok=True)

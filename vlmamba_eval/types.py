@@ -55,12 +55,14 @@ class ImageRef:
     """A picture that is not opened yet.
 
     `key` is its identity: questions with equal keys share one encoding. `where` names it in messages (a file,
-    or a row of a data set). `read` returns the encoded file; it raises `DataError` where that is impossible.
+    or a row of a data set). `read` returns the encoded file; it raises `DataError` where that is impossible. `path` is
+    the file, where it is one.
     """
 
     key: str
     where: str
     read: Callable[[], bytes] = field(compare=False, repr=False)
+    path: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
