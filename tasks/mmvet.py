@@ -1,0 +1,99 @@
+"""MM-Vet: open questions that need several abilities at once, graded from 0 to 1 by a judge.
+
+Paper   Yu et al. 2023, MM-Vet: Evaluating Large Multimodal Models for Integrated Capabilities, arXiv 2308.02490
+Data    https://github.com/yuweihao/MM-Vet (release v1, mm-vet.zip): `mm-vet.json` and images/. 218 questions.
+Scorer  https://github.com/yuweihao/MM-Vet/blob/c7ff270d86fb/mm-vet_evaluator.py, which asks GPT-4 (gpt-4-0613) with a
+        few-shot prompt; the score is the mean times 100, overall and for each of six abilities. Judges differ: numbers
+        by another judge or prompt than the authors' are not comparable with published ones.
+
+Nothing is scored without a judge: send the official file (`submit`) to the authors' server or notebook, or name a judge
+(`mmvet_judge.py`).
+
+One entry of mm-vet.json:
+    "v1_0": {"imagename": "v1_0.png", "question": "What is x in the equation?", "answer": "-1<AND>-5",
+     "imagesource": "...", "capability": ["ocr", "math"]}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.base import Task, TaskInfo, all_answers
+from vlmamba_eval.types import DataError, Metric, Sample, UsageError, Verdict
+
+if TYPE_CHECKING:
+    from vlmamba_eval.data import Folder
+    from vlmamba_eval.stats import Sums
+
+ABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
+
+
+class MMVet(Task):
+    info = TaskInfo(
+        name="mmvet",
+        title="MM-Vet",
+        measures="open questions that need recognition, text, knowledge, language, space and arithmetic together",
+        split="v1",
+        questions=218,
+        images=None,
+        headline="score",
+        max_new_tokens=1024,
+        paper="https://arxiv.org/abs/2308.02490",
+        scorer="https://github.com/yuweihao/MM-Vet/blob/c7ff270d86fb/mm-vet_evaluator.py",
+        folders=("mm-vet", "mmvet"),
+        scored="judge",
+        sources=("https://github.com/yuweihao/MM-Vet/releases/download/v1/mm-vet.zip, unpacked into mm-vet",),
+    )
+
+    def load(self, data: Folder) -> list[Sample]:
+        """`target` stays None, for only a judge can compare with it; the official answer is `fields["gold"]`."""
+        samples: list[Sample] = []
+        if data.find_optional("mm-vet.json") is None and (llava := data.find_optional("llava-mm-vet.jsonl")):
+            for row in data.jsonl(llava):
+                number = row.identifier("question_id").removeprefix("v1_")
+                image = data.image(llava.parent / "images", row.text("image"), row.where)
+                samples.append(
+                    Sample(f"v1_{number}", image, row.text("text"), None, external_id=number, where=row.where)
+                )
+            return samples
+        path = data.find("mm-vet.json", what="MM-Vet's questions")
+        for key, row in data.table(path).items():
+            image = data.image(path.parent / "images", row.text("imagename"), row.where)
+            abilities = row.texts("capability")
+            if not abilities or set(abilities) - set(ABILITIES):
+                row.fail(f"field 'capability' should list some of {', '.join(ABILITIES)}; found {abilities}.")
+            groups = tuple(f"ability/{name}" for name in ABILITIES if name in abilities)
+            fields = {"gold": row.text("answer")}
+            number = key.removeprefix("v1_")  # LLaVA's question_id
+            samples.append(
+                Sample(key, image, row.text("question"), None, (), groups, fields, external_id=number, where=row.where)
+            )
+        return samples
+
+    def prompt(self, sample: Sample) -> str:
+        return sample.question
+
+    def grade(self, sample: Sample, text: str) -> Verdict:
+        raise UsageError("MM-Vet's answers are graded by a judge: give one with --judge-url and --judge-model.")
+
+    def metrics(self, sums: Sums) -> Iterator[Metric]:
+        for group in ("all", *sums.groups):
+            value = 100 * sums.ratio(sums.credit(group), sums.n(group))
+            yield Metric("score", value, category=group, headline=group == "all")
+
+    def submit(self, samples: Sequence[Sample], answers: Mapping[str, str], folder: Path) -> list[Path]:
+        """The JSON object that the authors' evaluator reads: {"v1_0": "..."}."""
+        path = folder / "mmvet.json"
+        texts = all_answers(samples, answers)
+        content = {sample.id: text for sample, text in zip(samples, texts, strict=True)}
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if json.loads(path.read_text(encoding="utf-8")) != content:
+            raise DataError(f"{path} does not hold what was written. Is the disk full?")
+        return [path]
+
+
+TASKS = (MMVet(),)
