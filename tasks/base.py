@@ -40,6 +40,7 @@ class TaskInfo:
     folders: tuple[str, ...] = ()  # sub-folders of the data folder where the release, or LLaVA's layout, keeps it
     hub: str = ""  # data set on the hub, "" where it holds no equal list
     scored: Literal["here", "server", "judge"] = "here"  # where the labels are
+    sha256: str = ""  # of all ids and prompts (`vlmamba_eval.dataset.fingerprint`), where a true copy was at hand
     sources: tuple[str, ...] = ()  # where the files come from, in words, for `prepare`
 
 
