@@ -26,6 +26,7 @@ its output is 0. A row of length 0 carries its state.
 from __future__ import annotations
 
 import importlib
+from importlib.util import find_spec
 from types import ModuleType
 
 import torch
@@ -37,6 +38,8 @@ BACKENDS = {
     "reference": "the definition in plain PyTorch, in float64 where the inputs are",
     "cpu": "eager PyTorch in place, tuned for CPUs; runs on every device; no gradients",
     "autograd": "with gradients, recomputing states in the backward pass; eager on CPUs, Triton on GPUs",
+    "triton": "our GPU kernels; no gradients",
+    "mamba_ssm": "the authors' GPU kernels where installed, an initial state by an exact correction; with gradients",
 }
 
 __all__ = [
@@ -50,8 +53,20 @@ __all__ = [
 
 
 def choose_backend(device: torch.device | str, requires_grad: bool = False) -> str:
-    """The name of the backend that `backend="auto"` takes."""
-    return "autograd" if requires_grad else "cpu"
+    """The name of the backend that `backend="auto"` takes: what a manifest records."""
+    if torch.device(device).type != "cuda":
+        return "autograd" if requires_grad else "cpu"
+    if requires_grad:
+        return "mamba_ssm" if _mamba_ssm_runs() else "autograd"
+    if find_spec("triton") is not None:
+        return "triton"
+    return "mamba_ssm" if _mamba_ssm_runs() else "cpu"
+
+
+def _mamba_ssm_runs() -> bool:
+    from model_adapters.vlmamba.scan import mamba_ssm
+
+    return mamba_ssm.selective_scan_fn() is not None
 
 
 def selective_scan(
@@ -115,8 +130,8 @@ def selective_step(
     """
     _check_scan(x, dt, A, B, C, D, z, dt_bias, state, rows, lengths)
     _check_step(x, (x.shape[0], A.shape[0], x.shape[2]), state, rows, out)
-    module = _backend(backend, x)
     with torch.no_grad():
+        module = _backend(backend, x)
         return module.selective_scan(
             x, dt, A, B, C, D, z, dt_bias=dt_bias, state=state, rows=rows, lengths=lengths, out=out
         )
@@ -164,18 +179,21 @@ def causal_conv_step(
     """`causal_conv` of a decoding step: l is 1, no gradients; `out` [b, k-1, d] as in `selective_step`."""
     _check_conv(x, weight, bias, tail, rows, lengths)
     _check_step(x, (x.shape[0], weight.shape[1] - 1, x.shape[2]), tail, rows, out)
-    module = _backend(backend, x)
     with torch.no_grad():
+        module = _backend(backend, x)
         return module.causal_conv(x, weight, bias, tail=tail, rows=rows, lengths=lengths, out=out)
 
 
 def _backend(name: str, *inputs: Tensor | None) -> ModuleType:
+    grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     if name == "auto":
-        grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
-        device = inputs[0].device if inputs[0] is not None else "cpu"
-        name = choose_backend(device, grad)
-    if name not in BACKENDS:
+        name = choose_backend(inputs[0].device if inputs[0] is not None else "cpu", grad)
+    elif name not in BACKENDS:
         raise UsageError(f"unknown scan backend {name!r}: there are {', '.join(BACKENDS)}, and auto")
+    elif grad and name in ("cpu", "triton"):
+        raise UsageError(f"the {name} scan backend has no gradients: take autograd, or run under torch.no_grad()")
+    if name == "triton" and find_spec("triton") is None:
+        raise UsageError("the triton scan backend needs the triton package: pip install 'vlmamba-eval[cuda]'")
     return importlib.import_module(f"{__name__}.{name}")
 
 

@@ -45,7 +45,7 @@ def selective_scan(
     out: Tensor | None = None,
     checkpoints: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`checkpoints` [ceil(l / 16), b, n, d], where given, receives the state before every 16th token."""
+    """`checkpoints` [b, ceil(l / 16), n, d], where given, receives the state before every 16th token."""
     (b, length, d), n = x.shape, A.shape[0]
     work, dtype = torch.promote_types(x.dtype, torch.float32), x.dtype
     pad = padding(lengths, length)
@@ -73,7 +73,7 @@ def selective_scan(
         size = min(block, length - start)
         states = buffers[start // block % 2, :size]  # [t, b, n, d]
         if checkpoints is not None and start % CHECKPOINT == 0:
-            checkpoints[start // CHECKPOINT] = h
+            checkpoints[:, start // CHECKPOINT] = h
         torch.mul(dt_t[start : start + size], A2, out=states)
         states.exp2_()  # the decays; the states from here on
         for t, decay in enumerate(states.unbind(0), start):
@@ -120,3 +120,117 @@ def step_size(dt: Tensor, dt_bias: Tensor | None, pad: Tensor | None) -> Tensor:
     """softplus(dt + dt_bias), and 0 at padding, so that a state rests there exactly."""
     dt = F.softplus(dt if dt_bias is None else dt + dt_bias)
     return dt if pad is None else dt.masked_fill_(pad, 0)
+
+
+def scan_backward(
+    dy: Tensor,
+    dh: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    lengths: Tensor | None,
+    checkpoints: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+    """Gradients of x, dt, A, B, C, D, z and of each row's initial state [b, n, d].
+
+    With a_t = exp(dt_t A) and g_t the gradient of h_t:
+
+        g_t = C_t dy_t + a_(t+1) g_(t+1)        dC_t = sum_d dy_t h_t        dB_t = sum_d g_t dt_t x_t
+        q_t = g_t a_t h_(t-1)                   dA = sum_t q_t dt_t          d(dt_t) = sum_n q_t A + x_t sum_n g_t B_t
+    """
+    (b, length, d), n = x.shape, A.shape[0]
+    work = checkpoints.dtype
+    pad = padding(lengths, length)
+    dy, x, A, B, C, D = (t.to(work) for t in (dy, x, A, B, C, D))
+    raw = dt.to(work) if dt_bias is None else dt.to(work) + dt_bias.to(work)  # [b, l, d]
+    if pad is not None:
+        dy, x, B, C, raw = (t.masked_fill(pad, 0) for t in (dy, x, B, C, raw))
+    step = F.softplus(raw)  # [b, l, d]
+    if pad is not None:
+        step.masked_fill_(pad, 0)
+    dtx = step * x  # [b, l, d]
+
+    if z is None:
+        dskip, silu_slope = dy, None
+    else:
+        z = z.to(work) if pad is None else z.to(work).masked_fill(pad, 0)
+        sigmoid = torch.sigmoid(z)
+        silu_slope = sigmoid * (1 + z * (1 - sigmoid))
+        dskip = dy * z * sigmoid  # [b, l, d], the gradient before the gate
+
+    y, dstep, ddtx = (torch.empty_like(x) for _ in range(3))  # [b, l, d]
+    dB, dC = torch.empty_like(B), torch.empty_like(C)  # [b, l, n]
+    dA, dh = torch.zeros_like(A), dh.to(work).clone()  # [n, d], [b, n, d]
+    group = max(1, BLOCK // (CHECKPOINT * n * d))
+    buffers = x.new_empty(3, (CHECKPOINT + 1) * min(group, b) * n * d)
+    for first in range(0, b, group):
+        g = slice(first, first + group)
+        _rows_backward(
+            dskip[g], dh[g], step[g], dtx[g], A, B[g], C[g], checkpoints[g], buffers,
+            y[g], dstep[g], ddtx[g], dB[g], dC[g], dA,
+        )  # fmt: skip
+
+    dz = None if silu_slope is None else dy * silu_slope * torch.addcmul(y, x, D)
+    dx = torch.addcmul(dskip * D, ddtx, step)
+    ddt = dstep.addcmul_(ddtx, x).mul_(torch.sigmoid(raw))
+    if pad is not None:
+        ddt.masked_fill_(pad, 0)
+    return dx, ddt, dA, dB, dC, (dskip * x).sum((0, 1)), dz, dh
+
+
+def _rows_backward(
+    dy: Tensor,
+    dh: Tensor,
+    step: Tensor,
+    dtx: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    checkpoints: Tensor,
+    buffers: Tensor,
+    y: Tensor,
+    dstep: Tensor,
+    ddtx: Tensor,
+    dB: Tensor,
+    dC: Tensor,
+    dA: Tensor,
+) -> None:
+    """The recurrence's backward for some rows; the last six arguments and `dh` receive the results."""
+    (b, length, d), n = step.shape, A.shape[0]
+    A2 = A * LOG2E
+    step, dtx, dy, B, C = (t.transpose(0, 1).contiguous() for t in (step, dtx, dy, B, C))  # [l, b, ...]
+    dtx_t, dy_t = dtx[:, :, None].unbind(0), dy[:, :, None].unbind(0)  # l x [b, 1, d]
+    B_t, C_t = B[..., None].unbind(0), C[..., None].unbind(0)  # l x [b, n, 1]
+
+    def batched(tensor: Tensor, start: int, size: int, *shape: int) -> Tensor:
+        return tensor[start : start + size].view(size * b, *shape)
+
+    for chunk in reversed(range(checkpoints.shape[1])):
+        start = chunk * CHECKPOINT
+        size = min(CHECKPOINT, length - start)
+        decay, states, grads = (buf[: (size + 1) * b * n * d].view(size + 1, b, n, d) for buf in buffers)
+        torch.mul(step[start : start + size, :, None], A2, out=decay[:size]).exp2_()
+        states[0] = checkpoints[:, chunk]
+        for t in range(size):
+            torch.mul(decay[t], states[t], out=states[t + 1]).addcmul_(B_t[start + t], dtx_t[start + t])
+        carry = dh
+        for t in reversed(range(size)):
+            torch.addcmul(carry, C_t[start + t], dy_t[start + t], out=grads[t])
+            carry = decay[t].mul_(grads[t])  # a_t g_t
+        dh.copy_(carry)
+
+        span = slice(start, start + size)
+        after, g = states[1:].view(size * b, n, d), grads[:size].view(size * b, n, d)
+        y[:, span] = torch.bmm(batched(C, start, size, 1, n), after).view(size, b, d).transpose(0, 1)
+        # A row vector on the left: the same products as matrix times column take MKL twelve times as long.
+        dC[:, span] = torch.bmm(batched(dy, start, size, 1, d), after.mT).view(size, b, n).transpose(0, 1)
+        dB[:, span] = torch.bmm(batched(dtx, start, size, 1, d), g.mT).view(size, b, n).transpose(0, 1)
+        ddtx[:, span] = torch.bmm(batched(B, start, size, 1, n), g).view(size, b, d).transpose(0, 1)
+        q = decay[:size].mul_(states[:size])  # [t, b, n, d]
+        dstep[:, span] = torch.mul(q, A, out=grads[:size]).sum(2).transpose(0, 1)
+        dA += torch.mul(q, step[span, :, None], out=grads[:size]).sum((0, 1))
