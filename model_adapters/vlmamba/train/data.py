@@ -29,6 +29,7 @@ from .recipe import Data, Stage
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+_SPEAKERS = ("human", "gpt")
 # Rows are padded to a multiple of this, so that few different shapes occur.
 _MULTIPLE = 32
 
@@ -110,23 +111,27 @@ def _check_row(row: Any, where: str) -> None:
     if not isinstance(talk, list) or not talk:
         raise DataError(f'{where}: expected an object with a list "conversations", found {str(row)[:100]!r}')
     for place, turn in enumerate(talk):
-        speaker = ("human", "gpt")[place % 2]
-        if not isinstance(turn, dict) or turn.get("from") != speaker or not isinstance(turn.get("value"), str):
+        if not isinstance(turn, dict) or turn.get("from") not in _SPEAKERS or not isinstance(turn.get("value"), str):
             raise DataError(
-                f'{where}: turn {place} must be {{"from": "{speaker}", "value": text}} (turns alternate, the human '
-                f"begins), found {str(turn)[:100]!r}"
+                f'{where}: turn {place} must be {{"from": "human" or "gpt", "value": text}}, found {str(turn)[:100]!r}'
             )
-    if len(talk) % 2:
-        raise DataError(f"{where}: the last question has no answer")
-    marks = [turn["value"].count(IMAGE) for turn in talk]
-    has_image = bool(row.get("image"))
-    if has_image and not isinstance(row["image"], str):
-        raise DataError(f"{where}: image must be a file name, found {row['image']!r}")
-    if marks[0] > 1 or any(marks[1:]) or marks[0] != has_image:
+        if place and turn["from"] == talk[place - 1]["from"]:
+            raise DataError(f"{where}: turn {place} is of {turn['from']!r} again; human and gpt must alternate")
+    turns = turns_of(talk)
+    if not turns:
+        raise DataError(f"{where}: expected at least one question with an answer")
+    image = row.get("image")
+    if image and not isinstance(image, str):
+        raise DataError(f"{where}: image must be a file name, found {image!r}")
+    first = next(turn["value"] for turn in talk if turn["from"] == "human")
+    later = sum(turn["value"].count(IMAGE) for turn in talk) - first.count(IMAGE)
+    if image and (first.count(IMAGE) != 1 or later):
         raise DataError(
-            f"{where}: expected {'one' if has_image else 'no'} mark {IMAGE} in the first question and none elsewhere, "
-            f"found {marks} in its turns"
+            f"{where}: expected one mark {IMAGE} in the first question and none elsewhere, found {first.count(IMAGE)} "
+            f"and {later}"
         )
+    if not image and (first.startswith(f"{IMAGE}\n") or first.endswith(f"\n{IMAGE}")):
+        raise DataError(f"{where}: the first question has the mark {IMAGE}, but the row names no image")
 
 
 # =============================================================================
@@ -134,20 +139,25 @@ def _check_row(row: Any, where: str) -> None:
 # =============================================================================
 
 
-def turns_of(conversations: Sequence[dict[str, str]]) -> list[tuple[str, str | None]]:
+def turns_of(conversations: Sequence[dict[str, str]], image: bool = True) -> list[tuple[str, str | None]]:
     """(question, answer) pairs, without the image's mark and the line breaks around it: its place is the template's.
 
-    LLaVA moves the mark to the front in the same way (haotian-liu/LLaVA@c121f04:llava/train/train.py:319).
+    As in LLaVA, a first turn of the assistant is left out (haotian-liu/LLaVA@c121f04:llava/train/train.py:419-421) and
+    the mark is moved to the front (:319). A last question without an answer is left out too.
     """
     values = [turn["value"] for turn in conversations]
-    if IMAGE in values[0]:
-        values[0] = values[0].replace(IMAGE, "").strip()
-    return list(zip(values[::2], values[1::2], strict=True))
+    if conversations[0]["from"] == "gpt":
+        values = values[1:]
+    pairs: list[tuple[str, str | None]] = list(zip(values[::2], values[1::2], strict=False))
+    if image and pairs and IMAGE in pairs[0][0]:
+        pairs[0] = (pairs[0][0].replace(IMAGE, "").strip(), pairs[0][1])
+    return pairs
 
 
 def segments(row: dict[str, Any], config: ModelConfig) -> tuple[Segment, ...]:
     """The pieces of a row's conversation, as the model's template makes them."""
-    return render(config.template, turns_of(row["conversations"]), image=row.get("image") is not None)
+    image = row.get("image") is not None
+    return render(config.template, turns_of(row["conversations"], image), image=image)
 
 
 def tokenise(

@@ -1,6 +1,6 @@
 """A recipe: one YAML file that says which model is trained, on what, in which stages.
 
-    model: vlmamba-2.8b            a preset of `config.PRESETS`
+    model: vlmamba-2.8b            a preset of `config.PRESETS`, or a config.json beside the recipe
     stages:
       - name: alignment
         train: [connector]
@@ -12,12 +12,13 @@ A recipe may extend another (`extends: FILE`): its own keys replace the other's,
 from __future__ import annotations
 
 import dataclasses
+import json
 import typing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from model_adapters.vlmamba.config import PRESETS, ModelConfig
+from model_adapters.vlmamba.config import PRESETS, ModelConfig, from_dict, to_dict
 from vlmamba_eval.types import UsageError
 
 FOLDER = Path(__file__).parent.parent / "recipes"
@@ -80,13 +81,8 @@ class Recipe:
     seed: int = 0
     tokenizer_examples: int = 0  # for `start: random`: the tokenizer is made from this many of the first stage
     save_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    connector: dict[str, str] = field(default_factory=dict)  # fields of the preset's connector that differ
-
-    @property
-    def config(self) -> ModelConfig:
-        """The model to be trained."""
-        preset = PRESETS[self.model]
-        return replace(preset, connector=replace(preset.connector, **typing.cast("dict[str, Any]", self.connector)))
+    connector: dict[str, str] = field(default_factory=dict)  # fields of the model's connector that differ
+    config: ModelConfig = field(init=False)  # the model to be trained
 
 
 def load_recipe(name: str, overrides: tuple[str, ...] = ()) -> Recipe:
@@ -104,14 +100,32 @@ def load_recipe(name: str, overrides: tuple[str, ...] = ()) -> Recipe:
     for override in overrides:
         _override(data, override)
     data["stages"] = list(data.get("stages", {}).values())
-    recipe = _read(Recipe, {**data, "name": str(data.get("name", path.stem))}, str(path), "")
+    recipe: Recipe = _read(Recipe, {**data, "name": str(data.get("name", path.stem))}, str(path), "")
     if recipe.start == "random" and not recipe.tokenizer_examples:
         raise UsageError(f"{path}: start: random needs tokenizer_examples")
-    if recipe.model not in PRESETS:
-        raise UsageError(f"{path}: model must be a preset ({', '.join(PRESETS)}), found {recipe.model!r}")
+    object.__setattr__(recipe, "config", _config(recipe, path))
     for stage in recipe.stages:
         _check(stage, f"{path}: stage {stage.name}")
     return recipe
+
+
+def _config(recipe: Recipe, path: Path) -> ModelConfig:
+    """The preset or configuration file that a recipe names, with its own connector."""
+    if recipe.model.endswith(".json"):
+        model = path.parent / recipe.model
+        try:
+            config = from_dict(json.loads(model.read_text(encoding="utf-8")), str(model))
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{path}: expected a model's config.json at {model}, found: {error}") from error
+    elif recipe.model in PRESETS:
+        config = PRESETS[recipe.model]
+    else:
+        raise UsageError(
+            f"{path}: model must be a preset ({', '.join(PRESETS)}) or a .json file, found {recipe.model!r}"
+        )
+    connector: dict[str, Any] = {**dataclasses.asdict(config.connector), **recipe.connector}
+    data = to_dict(config) | {"connector": connector}
+    return from_dict(json.loads(json.dumps(data)), str(path))
 
 
 def _extended(path: Path) -> dict[str, Any]:
@@ -172,7 +186,7 @@ def _read(kind: Any, data: Any, where: str, at: str) -> Any:
     place = f"{where}: {at or 'the recipe'}"
     if not isinstance(data, dict):
         raise UsageError(f"{place} must have keys and values, found {data!r}")
-    fields = {f.name: f for f in dataclasses.fields(kind)}
+    fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
     unknown = sorted(set(data) - set(fields))
     required = [f.name for f in fields.values() if f.default is f.default_factory is dataclasses.MISSING]
     missing = [name for name in required if name not in data]

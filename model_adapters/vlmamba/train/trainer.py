@@ -78,7 +78,7 @@ class TrainedModel(nn.Module):
         logits = self.model.language_model.logits(x.flatten(0, 1)[predict_at])  # [n, v]
         loss = F.cross_entropy(logits, labels)
         if not self.heads or patch_labels is None:
-            return {"loss": loss}
+            return {"loss": loss, "answers": loss.detach()}
         patches = sum(
             F.cross_entropy(head(features).float().flatten(0, 1), patch_labels[name].flatten())
             for name, head in self.heads.items()
@@ -88,6 +88,20 @@ class TrainedModel(nn.Module):
 
 class StageTrainer(Trainer):
     """The Trainer with our rules for order and weight decay, and the loss of the answers alone in its log."""
+
+    _answers: Tensor | float = 0.0
+    _batches = 0
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+        outputs = model(**inputs)
+        self._answers, self._batches = self._answers + outputs["answers"], self._batches + 1
+        return outputs["loss"]
+
+    def log(self, logs: dict[str, float], *arguments: Any, **options: Any) -> None:
+        if "loss" in logs and self._batches:
+            logs["answers"] = float(self._answers) / self._batches
+            self._answers, self._batches = 0.0, 0
+        super().log(logs, *arguments, **options)
 
     def _get_train_sampler(self, *arguments: Any, **options: Any) -> Any:
         rows = getattr(self.train_dataset, "rows", None)
@@ -121,13 +135,14 @@ class _Log(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if not state.is_world_process_zero or not logs or "loss" not in logs:
             return
-        line = {"step": state.global_step, "loss": float(logs["loss"]), "learning_rate": logs["learning_rate"]}
-        line["grad_norm"] = float(logs.get("grad_norm", math.nan))
-        line["seconds"] = round(time.monotonic() - self.began, 2)
+        line = {"step": state.global_step, "loss": round(float(logs["loss"]), 5), "answers": round(logs["answers"], 5)}
+        line |= {"grad_norm": round(float(logs["grad_norm"]), 4), "learning_rate": float(logs["learning_rate"])}
+        line["seconds"] = round(time.monotonic() - self.began, 1)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         rate = (state.global_step - self.first) / max(1e-9, time.monotonic() - self.began)
-        self.say(f"step {state.global_step}/{state.max_steps}  loss {line['loss']:.4f}  {rate:.2f} steps/s")
+        losses = f"loss {line['loss']:.4f}  answers {line['answers']:.4f}"
+        self.say(f"step {state.global_step}/{state.max_steps}  {losses}  {rate:.2f} steps/s")
 
 
 def train_stage(

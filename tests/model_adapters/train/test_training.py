@@ -1,0 +1,149 @@
+"""`vlmamba-train` end to end, on models that train in seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from model_adapters.vlmamba import adapter as adapters
+from model_adapters.vlmamba import checkpoint
+from model_adapters.vlmamba.train.data import turns_of
+from model_adapters.vlmamba.train.recipe import load_recipe
+from model_adapters.vlmamba.train.run import run_recipe
+from model_adapters.vlmamba.train.trainer import last_complete
+from tasks.samples.training import example
+from vlmamba_eval.types import ImageQuestions, Question, UsageError
+
+from .conftest import write_recipe
+
+ALL: dict[str, Any] = {"train": ["vision", "connector", "language_model"]}
+
+
+def parameters(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def changed(before: Path, after: Path) -> set[str]:
+    """The parts of which some parameter differs by a bit."""
+    old, new = parameters(before), parameters(after)
+    assert set(old) == set(new)
+    return {name.split(".")[0] for name in old if not torch.equal(old[name], new[name])}
+
+
+def test_stage_1_changes_the_connector_alone_and_stage_2_leaves_the_encoder(tmp_path: Path, data: Path):
+    stages = [
+        {"name": "0", **ALL, "steps": 1},
+        {"name": "1", "train": ["connector"], "template": "plain"},
+        {"name": "2", "train": ["connector", "language_model"], "gradient_checkpointing": True},
+    ]
+    recipe = load_recipe(str(write_recipe(tmp_path, stages)))
+    out = tmp_path / "out"
+    run_recipe(recipe, out, data=data, device="cpu")
+    assert changed(out / "0", out / "1") == {"connector"}
+    assert changed(out / "1", out / "2") == {"connector", "language_model"}
+    names = {
+        name for name, tensor in parameters(out / "1").items() if not torch.equal(tensor, parameters(out / "2")[name])
+    }
+    assert {name.rsplit(".", 1)[-1] for name in names} >= {"A_log", "D", "weight", "bias"}
+    config = checkpoint.load_config(out / "2")
+    assert config.provenance.untrained == ()
+    assert config.template.name == "vicuna_v1", "evaluation's template, whatever a stage trained with"
+    assert "stage 1" in config.provenance.sources
+
+
+def test_a_stage_that_trains_nothing_yet_is_recorded_as_untrained(tmp_path: Path, data: Path):
+    recipe = load_recipe(str(write_recipe(tmp_path, [{"name": "one", "train": ["connector"], "steps": 1}])))
+    run_recipe(recipe, tmp_path / "out", data=data, device="cpu")
+    assert checkpoint.load_config(tmp_path / "out/one").provenance.untrained == ("vision", "language_model")
+
+
+def test_sixteen_examples_are_learnt_by_heart_and_evaluation_says_exactly_them(tmp_path: Path):
+    """The loss falls under 0.05, and the adapter, which reads the folder like any other, then gives the 16 answers."""
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = [example("by heart", number, turns=1, captions=0) for number in range(16)]
+    for number, row in enumerate(rows):
+        row.pop("image").save(data / f"{number}.png")
+        row["image"] = f"{number}.png"
+    (data / "talk.json").write_text(json.dumps(rows))
+    stage = {"name": "heart", **ALL, "data": {"json": "talk.json"}, "batch_size": 16, "micro_batch_size": 16}
+    stage |= {"steps": 120, "learning_rate": 6e-3, "warmup_ratio": 0.05, "save_every": 1000, "log_every": 10}
+    folder = run_recipe(load_recipe(str(write_recipe(tmp_path, [stage]))), tmp_path / "out", data=data, device="cpu")
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["loss"] < 0.05
+    adapter = adapters.load(str(folder), device="cpu")
+    for row in rows:
+        question, answer = turns_of(row["conversations"])[0]
+        image = adapter.prepare(Image.open(data / row["image"]))
+        ((said,),) = adapter.generate([ImageQuestions(image, (Question(question, max_new_tokens=32),))])
+        assert (said.text, said.stop) == (answer, "eos")
+
+
+def command(recipe: Path, out: Path, data: Path) -> list[str]:
+    module = "model_adapters.vlmamba.train.cli"
+    return [sys.executable, "-m", module, str(recipe), "--out", str(out), "--data", str(data), "--device", "cpu"]
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_uninterrupted_weights(tmp_path: Path, data: Path):
+    """SIGKILL after the second checkpoint; tolerance: none, on one CPU thread the weights are equal bit for bit."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    recipe = write_recipe(tmp_path, [{"name": "one", **ALL, "steps": 40, "save_every": 4, "patch_classes": {}}])
+    run_recipe(load_recipe(str(recipe)), tmp_path / "whole", data=data, device="cpu")
+
+    process = subprocess.Popen(command(recipe, tmp_path / "killed", data), env=environment, stdout=subprocess.PIPE)
+    folder = tmp_path / "killed/one"
+    deadline = time.monotonic() + 120
+    while not (last_complete(folder / "training") or Path("-0")).name.endswith(("-8", "-12", "-16", "-20")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "config.json").exists(), "an unfinished stage is no checkpoint"
+
+    done = subprocess.run(command(recipe, tmp_path / "killed", data), env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "resuming from" in done.stdout
+    whole, resumed = parameters(tmp_path / "whole/one"), parameters(folder)
+    for name, tensor in whole.items():
+        assert torch.equal(resumed[name], tensor), name
+    logs = [(path / "log.jsonl").read_text().splitlines() for path in (tmp_path / "whole/one", folder)]
+    curves = [[(json.loads(line)["step"], json.loads(line)["loss"]) for line in log] for log in logs]
+    assert curves[0] == curves[1]
+    assert not (folder / "training").exists()
+
+    again = subprocess.run(command(recipe, tmp_path / "killed", data), env=environment, capture_output=True, text=True)
+    assert "stage one is complete" in again.stdout
+
+
+def test_errors_of_the_command_say_what_to_do(tmp_path: Path, data: Path):
+    recipe = write_recipe(tmp_path, [{"name": "one", **ALL}], start="checkpoint")
+    with pytest.raises(UsageError, match="starts from a checkpoint: --start DIR"):
+        run_recipe(load_recipe(str(recipe)), tmp_path / "out", data=data, device="cpu")
+    recipe = write_recipe(tmp_path, [{"name": "one", **ALL, "batch_size": 5}])
+    with pytest.raises(UsageError, match="batch_size 5 is no multiple of micro_batch_size 2"):
+        run_recipe(load_recipe(str(recipe)), tmp_path / "out", data=data, device="cpu")
+    with pytest.raises(UsageError, match="has no stage two, only one"):
+        run_recipe(load_recipe(str(recipe)), tmp_path / "out", data=data, only=("two",), device="cpu")
+
+
+def test_auxiliary_heads_teach_the_encoder_and_are_not_kept(tmp_path: Path):
+    stream = {"stream": "tasks.samples.training:example", "seed": "heads", "options": {"turns": 1}}
+    classes = {"shape": 7, "color": 9}
+    stage = {"name": "0", **ALL, "data": stream, "patch_classes": classes, "patch_weight": 1.0, "steps": 2}
+    recipe = load_recipe(str(write_recipe(tmp_path, [stage])))
+    folder = run_recipe(recipe, tmp_path / "out", device="cpu")
+    checkpoint.load(folder)
+    first = json.loads((folder / "log.jsonl").read_text().splitlines()[0])
+    assert first["loss"] > first["answers"] > 0
