@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vlmamba_eval.types import DataError, Generation, Graded, Metric, Sample, Verdict
+from vlmamba_eval.types import DataError, Generation, Graded, Metric, Sample, UsageError, Verdict
 
 if TYPE_CHECKING:
     from vlmamba_eval.data import Folder, Hub, Row
@@ -115,6 +115,12 @@ class Task(ABC):
     def join_key(self, prompt: str) -> str:
         """What identifies a question among those of equal `question_id`, from the prompt that an answer file saved."""
         return prompt.removeprefix("<image>\n").strip()
+
+    def judge(
+        self, samples: Sequence[Sample], answers: Mapping[str, str], cache: Path, url: str, model: str
+    ) -> dict[str, Verdict]:
+        """Have a model grade the answers, where the benchmark wants that (`scored="judge"`). Raises `UsageError`."""
+        raise UsageError(f"{self.info.name} needs no judge: it is scored by rules.")
 
     def submit(self, samples: Sequence[Sample], answers: Mapping[str, str], folder: Path) -> list[Path]:
         """Write the file that the benchmark's server wants and read it back; the paths written. Raises `DataError`."""

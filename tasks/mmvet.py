@@ -77,12 +77,19 @@ class MMVet(Task):
         return sample.question
 
     def grade(self, sample: Sample, text: str) -> Verdict:
-        raise UsageError("MM-Vet's answers are graded by a judge: give one with --judge-url and --judge-model.")
+        raise UsageError("MM-Vet's answers are graded by a judge: `vlmamba-eval judge RUN` says how.")
 
     def metrics(self, sums: Sums) -> Iterator[Metric]:
         for group in ("all", *sums.groups):
             value = 100 * sums.ratio(sums.credit(group), sums.n(group))
             yield Metric("score", value, category=group, headline=group == "all")
+
+    def judge(
+        self, samples: Sequence[Sample], answers: Mapping[str, str], cache: Path, url: str, model: str
+    ) -> dict[str, Verdict]:
+        from tasks.mmvet_judge import judge
+
+        return judge(samples, answers, cache, url, model)
 
     def submit(self, samples: Sequence[Sample], answers: Mapping[str, str], folder: Path) -> list[Path]:
         """The JSON object that the authors' evaluator reads: {"v1_0": "..."}."""

@@ -263,10 +263,27 @@ def prepare(tasks: str, data: str) -> None:
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Default: RUN/submission.")
 def submit(run: Path, data: str | None, out: Path | None) -> None:
     """Write the file that a benchmark's server wants, from a complete run, and check it by reading it back."""
-    from vlmamba_eval.submission import submit as write
+    from vlmamba_eval.finished import submit as write
 
     for path in write(run, data, out):
         click.echo(path.resolve())
+
+
+@cli.command()
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--judge-url", required=True, metavar="URL", help="An OpenAI-compatible endpoint, for example .../v1.")
+@click.option("--judge-model", required=True, metavar="NAME", help="The judge's name at that endpoint.")
+@click.option("--data", metavar="DIR", help="Where the benchmark lies. Default: where the run read it.")
+def judge(run: Path, judge_url: str, judge_model: str, data: str | None) -> None:
+    """Have a model grade a run's answers (MM-Vet). The key is read from OPENAI_API_KEY.
+
+    Judgements are kept in the run folder: the same command goes on where it was stopped. Judges differ, so the judge's
+    name stands beside the score.
+    """
+    from vlmamba_eval.finished import judge as grade
+
+    grade(run, judge_url, judge_model, data)
+    _report([run], None, None, relative_to=Path())
 
 
 @cli.command()
@@ -323,24 +340,20 @@ def list_() -> None:
 def list_tasks() -> None:
     """Benchmarks: what they measure, their split and size, and who scores them."""
     from tasks.registry import all_tasks
-    from vlmamba_eval.dataset import samples_folder
+    from vlmamba_eval.dataset import has_samples
 
-    samples = samples_folder()
     rows = [("task", "questions", "images", "split", "headline", "scored", "samples", "measures")]
     for task in all_tasks().values():
         info = task.info
-        bundled = any((samples / folder).is_dir() for folder in info.folders)
-        images = "?" if info.images is None else f"{info.images:,}"
-        scored = {"here": "here", "server": "by its server", "judge": "by a judge"}[info.scored]
         rows.append(
             (
                 info.name,
                 f"{info.questions:,}",
-                images,
+                "?" if info.images is None else f"{info.images:,}",
                 info.split,
                 info.headline,
-                scored,
-                "yes" if bundled else "no",
+                {"here": "here", "server": "by its server", "judge": "by a judge"}[info.scored],
+                "yes" if has_samples(task) else "no",
                 info.measures,
             )
         )
@@ -385,9 +398,8 @@ def _finish(outcomes: list[Outcome], out: Path) -> int:
         scores = outcome.scores
         if not scores["scores"]:
             click.echo(
-                f"{scores['title']}: {scores['n'] - scores['n_missing']:,} answers were read, none is scored: "
-                "there are no gold labels here. Put the official annotation file into the data folder, "
-                "or send the answers to the benchmark's server (vlmamba-eval submit).",
+                f"{scores['title']}: {scores['n'] - scores['n_missing']:,} answers are there, none is scored: there are "
+                f"no gold labels here. {_unscored(scores['task'], outcome.folder)}",
                 err=True,
             )
         if not outcome.complete:
@@ -399,6 +411,17 @@ def _finish(outcomes: list[Outcome], out: Path) -> int:
                 err=True,
             )
     return code
+
+
+def _unscored(task: str, folder: Path) -> str:
+    from tasks.registry import get_task
+
+    if get_task(task).info.scored == "judge":
+        return f"A judge grades them: vlmamba-eval judge {folder.resolve()} --judge-url URL --judge-model NAME"
+    return (
+        "Put the official annotation file into the data folder and run the same command again, or send the answers "
+        f"to the benchmark's server: vlmamba-eval submit {folder.resolve()}"
+    )
 
 
 def _report(folders: list[Path], baselines: str | None, out: Path | None, relative_to: Path) -> None:

@@ -98,6 +98,14 @@ def samples_folder() -> Path:
     return Path(tasks.__path__[0]) / "samples" / "data"
 
 
+def has_samples(task: Task) -> bool:
+    """Whether samples of this task are bundled."""
+    try:
+        return bool(task.load(Folder(samples_folder(), task.info.folders, samples=True)))
+    except DataError:
+        return False
+
+
 def fingerprint(task: Task, samples: Iterable[Sample]) -> str:
     """The sha256 of what is asked: each sample's id and prompt, in order of ids; neither paths nor labels."""
     digest = hashlib.sha256()

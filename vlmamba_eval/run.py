@@ -19,7 +19,7 @@ from vlmamba_eval import __version__
 from vlmamba_eval.data import open_image
 from vlmamba_eval.dataset import INCOMPLETE, UNSCORED, UNTRAINED, Dataset, answer_text, grade
 from vlmamba_eval.plan import ImageJobs, batches, plan
-from vlmamba_eval.store import Run, folder_name, run_key
+from vlmamba_eval.store import SCORES, Run, folder_name, read_scores, run_key
 from vlmamba_eval.types import (
     Answer,
     DataError,
@@ -139,7 +139,12 @@ def evaluate(
 
 
 def conclude(
-    dataset: Dataset, run: Run, model: str, scoring: Scoring, max_errors: int = 0, untrained: bool = False
+    dataset: Dataset,
+    run: Run,
+    model: str,
+    scoring: Scoring,
+    max_errors: int = 0,
+    untrained: bool = False,
 ) -> Outcome:
     """Score what the run has and write its derived files. Failed and missing answers count as wrong, and are named."""
     from vlmamba_eval.stats import summarise
@@ -163,14 +168,17 @@ def conclude(
         "split": info.split,
         "headline": info.headline,
         "scoring": scoring,
+        "judge": None,
         "marks": marks,
         "n": len(dataset.samples),
         "n_missing": n_missing,
         "n_error": n_errors,
-        "scores": [asdict(score) for score in summarise(dataset.task, grade(dataset, answers))]
-        if dataset.labelled
-        else [],
+        "scores": [asdict(s) for s in summarise(dataset.task, grade(dataset, answers))] if dataset.labelled else [],
     }
+    if info.scored == "judge" and (run.folder / SCORES).exists():
+        before = read_scores(run.folder)  # a judge's grades stay as long as the answers are the same
+        if before["judge"] and (before["n_missing"], before["n_error"]) == (n_missing, n_errors):
+            scores = before
     run.finish(scores, complete=complete)
     return Outcome(run.folder, scores, n_errors, complete)
 

@@ -184,6 +184,8 @@ def _described(run: RunScores) -> list[str]:
     values = run.values
     marks = [f"**{mark}**: {MEANING[mark]}." for mark in values["marks"]]
     counts = f"{values['n']:,} questions, {values['n_missing']:,} missing, {values['n_error']:,} failed."
+    if values.get("judge"):
+        marks.append(f"Graded by the judge {escape(values['judge'])}; other judges give other numbers.")
     return [counts, *marks, f"Run: {escape(run.source)}."]
 
 
