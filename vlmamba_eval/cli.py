@@ -398,8 +398,8 @@ def _finish(outcomes: list[Outcome], out: Path) -> int:
         scores = outcome.scores
         if not scores["scores"]:
             click.echo(
-                f"{scores['title']}: {scores['n'] - scores['n_missing']:,} answers are there, none is scored: there are "
-                f"no gold labels here. {_unscored(scores['task'], outcome.folder)}",
+                f"{scores['title']}: {scores['n'] - scores['n_missing']:,} answers are there, none is scored: "
+                f"there are no gold labels here. {_unscored(scores['task'], outcome.folder)}",
                 err=True,
             )
         if not outcome.complete:
