@@ -36,7 +36,7 @@ PATCH_CLASSES = {
 
 
 def example(seed: str, number: int, turns: int = 8, captions: float = 0.3, patches: int = 0) -> dict[str, Any]:
-    """The example of that number: one picture and one to `turns` questions about it, or one question without.
+    """The example of that number: one picture and `turns` questions about it, or one question without a picture.
 
     `captions` is the share of examples that also ask for a full description. With `patches`, the labels of a grid of
     that many patches a side are added (`patch_labels`).
@@ -48,7 +48,7 @@ def example(seed: str, number: int, turns: int = 8, captions: float = 0.3, patch
     scene = random_scene(rng)
     while scene.held_out:
         scene = random_scene(rng)
-    pairs = [_turn(scene, rng) for _ in range(rng.randint(1, turns))]
+    pairs = [_turn(scene, rng) for _ in range(turns)]
     if rng.random() < captions:
         pairs[rng.randrange(len(pairs))] = (
             rng.choice((CAPTION_PROMPT, CAPTION_PROMPT, DESCRIBE_PROMPT)),

@@ -1,7 +1,7 @@
 """How well a model sees: scores on freshly drawn scenes of any seed, in the shape of four benchmarks.
 
-All scenes are of the held-out part, so no training stream contains them. Without seeing, POPE's F1 is at most 67 (always
-yes), a category of MME 50 (always the same) to 75 (a coin), four choices 25.
+All scenes are of the held-out part, so no training stream contains them. Without seeing, POPE's F1 is at most 67
+(always yes), a category of MME 50 (always the same) to 75 (a coin), four choices 25.
 """
 
 from __future__ import annotations
