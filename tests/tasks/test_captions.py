@@ -1,0 +1,278 @@
+"""Captions: metrics from sums equal pycocoevalcap's own, every annotation format, and honest gaps without Java."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks import caption_metrics
+from tasks.captions import PROMPT, TASKS, Captions
+from vlmamba_eval.data import Folder, Hub
+from vlmamba_eval.types import DataError, Sample
+
+pytest.importorskip("pycocoevalcap.cider.cider")
+
+COCO, NOCAPS, FLICKR30K, TEXTCAPS = TASKS
+Put = Callable[[str, Any], Path]
+Scores = dict[tuple[str, str], float]
+needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="the official tokeniser needs Java")
+
+WORDS = (
+    "A man rides riding the small brown horse horses on beach, quickly; isn't it? dog's (two) dogs play—café 3.5 U.S."
+)
+
+
+def sentence(rng: random.Random) -> str:
+    return " ".join(rng.choices(WORDS.split(), k=rng.randint(3, 11))) + rng.choice([".", "", "!", "\n"])
+
+
+def corpus(n: int = 12, seed: int = 0) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """References and captions by id; some captions are a reference, one is empty, one has odd characters."""
+    rng = random.Random(seed)
+    references = {str(i): [sentence(rng) for _ in range(rng.randint(1, 5))] for i in range(n)}
+    captions = {key: rng.choice([sentence(rng), rng.choice(of)]) for key, of in references.items()}
+    captions["3"], captions["4"] = "", "A dog\u2028on a\r\nbeach\x85 | ||| horse"
+    return references, captions
+
+
+def nocaps(put: Put, references: dict[str, list[str]], domains: dict[str, str] | None = None) -> list[Sample]:
+    domains = domains or {}
+    images = [{"id": int(key), **({"domain": domains[key]} if key in domains else {})} for key in references]
+    annotations = [{"image_id": int(key), "caption": text} for key, of in references.items() for text in of]
+    path = put("nocaps/nocaps_val_4500_captions.json", {"images": images, "annotations": annotations})
+    return NOCAPS.load(Folder(path.parents[1], NOCAPS.info.folders))
+
+
+def official(references: dict[str, list[str]], captions: dict[str, str], *, meteor: bool = False) -> dict[str, float]:
+    """What pycocoevalcap's own classes give, in percent."""
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.meteor.meteor import Meteor
+    from pycocoevalcap.rouge.rouge import Rouge
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    tokeniser = PTBTokenizer()
+    gts = tokeniser.tokenize({key: [{"caption": text} for text in of] for key, of in references.items()})
+    res = tokeniser.tokenize({key: [{"caption": " ".join(text.split())}] for key, text in captions.items()})
+    scores = {f"bleu_{i}": score for i, score in enumerate(Bleu(4).compute_score(gts, res, verbose=0)[0], 1)}
+    scores |= {"cider": Cider().compute_score(gts, res)[0], "rouge_l": Rouge().compute_score(gts, res)[0]}
+    if meteor:
+        scores["meteor"] = Meteor().compute_score(gts, res)[0]
+    return {name: 100 * float(score) for name, score in scores.items()}
+
+
+@pytest.fixture
+def no_meteor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """METEOR's program takes many seconds to start."""
+    monkeypatch.setattr(caption_metrics, "_meteor", lambda references, candidates: {key: {} for key in references})
+
+
+@pytest.fixture
+def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caption_metrics.shutil, "which", lambda name: None)
+
+
+# =============================================================================
+# Metrics
+# =============================================================================
+
+
+@needs_java
+@pytest.mark.usefixtures("no_meteor")
+def test_sums_over_pictures_give_pycocoevalcaps_numbers(put: Put, score: Callable[..., Scores]) -> None:
+    references, captions = corpus()
+    scores = score(NOCAPS, nocaps(put, references), captions)
+    for name, value in official(references, captions).items():
+        assert scores[name, "all"] == pytest.approx(value, rel=1e-9), name
+
+
+@needs_java
+@pytest.mark.slow
+def test_meteor_of_sums_is_the_number_of_its_own_program(put: Put, score: Callable[..., Scores]) -> None:
+    references, captions = corpus(40, seed=1)
+    scores = score(NOCAPS, nocaps(put, references), captions)
+    for name, value in official(references, captions, meteor=True).items():
+        assert scores[name, "all"] == pytest.approx(value, rel=1e-9), name
+
+
+@needs_java
+@pytest.mark.usefixtures("no_meteor")
+def test_a_missing_caption_counts_as_an_empty_one(put: Put, score: Callable[..., Scores]) -> None:
+    references, captions = corpus()
+    answered = {key: text for key, text in captions.items() if int(key) < 8}
+    scores = score(NOCAPS, nocaps(put, references), answered)
+    empty = official(references, {key: answered.get(key, "") for key in references})
+    for name, value in empty.items():
+        assert scores[name, "all"] == pytest.approx(value, rel=1e-9), name
+
+
+@needs_java
+@pytest.mark.usefixtures("no_meteor")
+def test_each_domain_of_nocaps_is_measured_alone(put: Put, score: Callable[..., Scores]) -> None:
+    references, captions = corpus()
+    domains = {key: ("in-domain", "out-domain")[int(key) % 2] for key in references}
+    scores = score(NOCAPS, nocaps(put, references, domains), captions)
+    for domain in ("in-domain", "out-domain"):
+        part = [key for key in references if domains[key] == domain]
+        alone = official({key: references[key] for key in part}, {key: captions[key] for key in part})
+        assert scores["cider", domain] == pytest.approx(alone["cider"], rel=1e-9)
+
+
+@needs_java
+@pytest.mark.usefixtures("no_meteor")
+def test_a_part_of_the_list_keeps_the_whole_lists_document_frequencies(put: Put, score: Callable[..., Scores]) -> None:
+    """So a limited run's CIDEr is the mean of the same pictures' values in the whole run."""
+    references, captions = corpus(5)
+    samples = nocaps(put, references)
+    one = [score(NOCAPS, [s], {s.id: captions[s.id]})["cider", "all"] for s in samples]
+    assert sum(one) / len(one) == pytest.approx(score(NOCAPS, samples, captions)["cider", "all"])
+
+
+@needs_java
+@pytest.mark.usefixtures("no_meteor")
+def test_degenerate_models_get_their_closed_form_scores(put: Put, score: Callable[..., Scores]) -> None:
+    references = {str(i): [f"thing{i} number{i} stands here{i}"] for i in range(4)}
+    samples = nocaps(put, references)
+    gold = score(NOCAPS, samples, {key: of[0] for key, of in references.items()})
+    assert gold["cider", "all"] == pytest.approx(1000)
+    assert [gold[f"bleu_{i}", "all"] for i in (1, 2, 3, 4)] == pytest.approx([100] * 4)
+    assert gold["rouge_l", "all"] == pytest.approx(100)
+    empty = score(NOCAPS, samples, dict.fromkeys(references, ""))
+    assert [empty[name, "all"] for name in ("cider", "bleu_1", "bleu_4", "rouge_l")] == pytest.approx([0] * 4, abs=1e-6)
+
+
+@needs_java
+@pytest.mark.usefixtures("no_meteor")
+def test_the_order_of_pictures_changes_nothing(put: Put, score: Callable[..., Scores]) -> None:
+    references, captions = corpus()
+    samples = nocaps(put, references)
+    before = score(NOCAPS, samples, captions)
+    random.Random(1).shuffle(samples)
+    assert score(NOCAPS, samples, dict(reversed(captions.items()))) == pytest.approx(before, nan_ok=True)
+
+
+@pytest.mark.usefixtures("no_java")
+def test_without_java_the_official_numbers_are_not_computed(put: Put, score: Callable[..., Scores]) -> None:
+    """CIDEr over plainly split words stands under its own name, and never as the headline."""
+    references, captions = corpus()
+    with pytest.warns(UserWarning, match="CIDEr, BLEU, METEOR and ROUGE-L are not computed"):
+        scores = score(NOCAPS, nocaps(put, references), captions)
+    assert scores.pop(("cider_plain", "all")) > 0
+    assert all(math.isnan(value) for value in scores.values())
+    assert {name for name, _ in scores} == {"cider", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l"}
+
+
+@pytest.mark.usefixtures("no_java")
+def test_plain_words_are_letters_digits_and_inner_apostrophes() -> None:
+    assert caption_metrics._plain(["A dog's 2nd (red) T-shirt, isn't it? _Café_ 'x'"]) == [
+        "a dog's 2nd red t shirt isn't it café x"
+    ]
+
+
+def test_a_program_that_fails_is_an_error_not_a_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caption_metrics, "JAVA", ("sh", "-c", "echo one; echo broken >&2; exit 3", "java"))
+    with pytest.raises(caption_metrics.EvalError, match="gave 1 lines for 2 sentences and ended with 3: broken"):
+        caption_metrics._java(lines=["a", "b"])
+
+
+def test_the_running_score_is_the_word_overlap_with_the_nearest_reference(put: Put) -> None:
+    (s,) = nocaps(put, {"1": ["A red dog.", "two cats"]})
+    assert NOCAPS.grade(s, "a red cat").credit == pytest.approx(2 * 2 / 6)
+    assert NOCAPS.grade(s, "Two cats!").credit == 1.0
+    assert not NOCAPS.grade(s, " ").valid
+
+
+# =============================================================================
+# Formats
+# =============================================================================
+
+
+def karpathy(split: str = "test", **changes: Any) -> dict[str, Any]:
+    row = {"filepath": "val2014", "filename": "COCO_val2014_000000391895.jpg", "split": split, "cocoid": 391895}
+    return {**row, "imgid": 0, "sentences": [{"raw": "A man. "}, {"raw": "A moped."}], **changes}
+
+
+def test_karpathys_files_give_their_test_pictures(put: Put) -> None:
+    rows = [karpathy("restval", cocoid=1), karpathy("val", cocoid=2), karpathy()]
+    path = put("coco_caption/dataset_coco.json", {"images": rows, "dataset": "coco"})
+    put("coco_caption/val2014/COCO_val2014_000000391895.jpg", b"picture")
+    (s,) = COCO.load(Folder(path.parents[1], COCO.info.folders))
+    assert (s.id, s.target, COCO.prompt(s)) == ("391895", ("A man. ", "A moped."), PROMPT)
+    assert s.image is not None
+    assert s.image.read() == b"picture"
+    put("flickr30k/dataset_flickr30k.json", {"images": [karpathy(filename="36979.jpg")]})
+    (s,) = FLICKR30K.load(Folder(path.parents[1], FLICKR30K.info.folders))
+    assert s.image is not None
+    assert (s.id, Path(s.image.key).parts[-3:]) == ("0", ("flickr30k", "flickr30k-images", "36979.jpg"))
+
+
+def test_cocos_own_format_needs_no_file_names(put: Put) -> None:
+    content = {"images": [{"id": 391895}], "annotations": [{"image_id": 391895, "caption": "A man.", "id": 1}]}
+    path = put("coco_caption/coco_karpathy_test_gt.json", content)
+    (s,) = COCO.load(Folder(path.parents[1], COCO.info.folders))
+    assert s.image is not None
+    assert s.image.key.endswith("val2014/COCO_val2014_000000391895.jpg")
+
+
+def test_textcaps_repeats_a_picture_for_each_caption(put: Put) -> None:
+    row = {"image_id": "0054c91397f2fe05", "caption_str": "a", "reference_strs": ["a", "b"]}
+    path = put("textcaps/TextCaps_0.1_val.json", {"data": [row, {**row, "reference_strs": ["b", "a"]}]})
+    folder = Folder(path.parents[1], TEXTCAPS.info.folders)
+    (s,) = TEXTCAPS.load(folder)
+    assert (s.id, s.target) == ("0054c91397f2fe05", ("a", "b"))
+    put("textcaps/TextCaps_0.1_val.json", {"data": [row, {**row, "reference_strs": ["c"]}]})
+    with pytest.raises(DataError, match=r"data\[1\]: picture 0054c91397f2fe05 has other captions in an earlier row"):
+        TEXTCAPS.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("task", "split", "column"), [(NOCAPS, "validation", "annotations_captions"), (TEXTCAPS, "val", "caption_str")]
+)
+def test_the_hubs_rows_load(hub: Callable[..., Hub], task: Captions, split: str, column: str) -> None:
+    (s,) = task.load_hub(hub({(task.info.hub, None, split): [{"image_id": 7, column: ["a", "b"]}]}))
+    assert (s.id, s.target) == ("7", ("a", "b"))
+    with pytest.raises(DataError, match="the hub holds no copy of this list"):
+        COCO.load_hub(hub({}))
+
+
+def test_the_bundled_samples_load_and_their_pictures_open(samples_folder: Path) -> None:
+    samples = COCO.load(Folder(samples_folder, COCO.info.folders, samples=True))
+    assert {len(s.target or ()) for s in samples} == {5}
+    assert all(s.image and s.image.read().startswith(b"\xff\xd8") for s in samples)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"images": [], "annotations": [{"image_id": 1, "caption": "a"}]}, r"annotations\[0\]: image 1 is not among"),
+        ({"images": [{"id": 1}], "annotations": []}, r"images\[0\]: picture 1 has no reference captions"),
+        ({"images": [{"id": 1, "domain": "far"}], "annotations": []}, "field 'domain' should be one of 'in-domain'"),
+        ({"images": [{"id": "x"}], "annotations": []}, "field 'id' should be a number"),
+        ({"images": [{"id": 1, "file_name": "../a"}], "annotations": []}, "leaves the image folder"),
+        ({"images": [{"id": 1}], "annotations": [{"image_id": 1}]}, "field 'caption' is missing"),
+        ({"questions": []}, "field 'images' is missing"),
+        (b'{"images": "\xe9"}', r"captions\.json:1: not UTF-8"),
+    ],
+)
+def test_bad_files_are_refused(put: Put, content: Any, message: str) -> None:
+    path = put("nocaps/nocaps_val_4500_captions.json", content)
+    with pytest.raises(DataError, match=message):
+        NOCAPS.load(Folder(path.parents[1], NOCAPS.info.folders))
+
+
+def test_missing_and_wrong_karpathy_files_are_named(put: Put, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="COCO's captions of Karpathy's test split not found"):
+        COCO.load(Folder(tmp_path, COCO.info.folders))
+    put("coco_caption/dataset_coco.json", json.loads('{"images": [{"filename": "a.jpg"}]}'))
+    with pytest.raises(DataError, match="field 'split' is missing"):
+        COCO.load(Folder(tmp_path, COCO.info.folders))
+    put("coco_caption/dataset_coco.json", {"images": [karpathy(sentences=["A man."])]})
+    with pytest.raises(DataError, match=r"sentences\[0\]: expected an object"):
+        COCO.load(Folder(tmp_path, COCO.info.folders))
