@@ -170,6 +170,13 @@ def test_llavas_question_file_alone_gives_the_same_questions_without_labels(rele
         load(release / "llava")
 
 
+def test_a_picture_outside_the_release_is_refused(put: Put, tmp_path: Path) -> None:
+    row = {"question_id": "count/1.jpg", "image": "count/../../1.jpg", "text": f"One?{SUFFIX}", "category": "count"}
+    put("MME/llava_mme.jsonl", [row])
+    with pytest.raises(DataError, match=r"llava_mme.jsonl:1: image name .* leaves the image folder"):
+        load(tmp_path)
+
+
 def test_the_hubs_rows_get_llavas_names(hub: Callable[..., Any]) -> None:
     rows = [
         {

@@ -238,6 +238,28 @@ def test_llavas_question_files_do_as_well(test_dev: Path, put: Put) -> None:
     assert samples[0].fields["test ids"]() == [10, 11, 12, 20]
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image": "../1.jpg"}, "image name .* leaves the image folder"),
+        ({"text": "What?"}, "field 'text' should end with the line"),
+        ({"question_id": "11"}, "field 'question_id' should be a whole number"),
+    ],
+)
+def test_a_bad_row_of_llavas_question_file_is_named(
+    put: Put, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    row = {
+        "question_id": 11,
+        "image": "COCO_test2015_000000000001.jpg",
+        "text": f"What?{SUFFIX}",
+        "category": "default",
+    }
+    put("vqav2/llava_vqav2_mscoco_test-dev2015.jsonl", [row, {**row, **change}])
+    with pytest.raises(DataError, match=rf"test-dev2015.jsonl:2: {message}"):
+        TEST_DEV.load(Folder(tmp_path, TEST_DEV.info.folders))
+
+
 # -- full size ---------------------------------------------------------------------------------------------------------
 
 FULL = """
