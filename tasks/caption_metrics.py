@@ -18,8 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from vlmamba_eval.types import EvalError
 
 if TYPE_CHECKING:
@@ -185,6 +183,8 @@ def _java(*arguments: str, lines: list[str]) -> list[str]:
 
 def bleu(sums: Sums, order: int) -> Floats:
     """Corpus BLEU up to n-grams of `order`, 0 to 1, as in pycocoevalcap's bleu_scorer.py (option "closest")."""
+    import numpy as np
+
     small, tiny = 1e-9, 1e-15
     product: Any = 1.0
     for k in ORDERS[:order]:
@@ -200,6 +200,8 @@ def meteor(sums: Sums) -> Floats:
     reference; function words of each; content words of each and function words of each that match exactly, by stem, by
     synonym, by paraphrase; chunks (0 for a caption that is its reference); matched words of each.
     """
+    import numpy as np
+
     alpha, beta, gamma, delta = 0.85, 0.2, 0.6, 0.75
     s = [sums[f"meteor {i:02}"] for i in range(METEOR)]
     words, function, chunks, matched = s[0:2], s[2:4], s[20], s[21:23]

@@ -10,7 +10,7 @@ from tasks.base import Task
 from vlmamba_eval.types import UsageError
 
 # In the order of the columns of VL-Mamba's Table 1.
-MODULES = ("vqav2", "gqa", "scienceqa", "textvqa", "pope", "mme", "mmbench", "seed", "mmvet")
+MODULES = ("vqav2", "gqa", "scienceqa", "textvqa", "pope", "mme", "mmbench", "seed", "mmvet", "captions")
 
 
 @lru_cache(maxsize=1)
