@@ -287,7 +287,7 @@ def judge(run: Path, judge_url: str, judge_model: str, data: str | None) -> None
 
 
 @cli.command()
-@click.option("--model", required=True, metavar="NAME", help="The model to build (see `list models`).")
+@click.argument("model", metavar="NAME")
 @click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="The checkpoint to write.")
 @click.option("--vision", metavar="ID|DIR", help="A SigLIP or CLIP of transformers. Default: the model's own.")
 @click.option(
@@ -312,7 +312,10 @@ def assemble(
     tokenizer: str | None,
     seed: int,
 ) -> None:
-    """Build a checkpoint folder from published parts: vision encoder, Mamba language model, connector."""
+    """Build the checkpoint folder of model NAME from published parts: vision encoder, Mamba language model, connector.
+
+    A fresh connector must be trained before its numbers mean anything (see `vlmamba-train --help`).
+    """
     from model_adapters.vlmamba.assemble import assemble as build
     from model_adapters.vlmamba.config import PRESETS
 
