@@ -17,7 +17,7 @@ import pytest
 
 from vlmamba_eval.dataset import samples_folder
 
-REAL = Path(os.environ.get("VLMAMBA_EVAL_REAL", Path(__file__).parents[2] / "shared" / "real"))
+REAL = Path(os.environ.get("VLMAMBA_REAL", Path(__file__).parents[2] / "shared" / "real"))
 DERIVED = ("manifest.json", "answers.jsonl", "scores.json", "DONE", "leaderboard.md", "leaderboard.csv")
 
 
@@ -177,7 +177,7 @@ def test_a_bad_picture_fails_its_questions_and_keeps_all_other_answers(data: Pat
 def full_pope(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The 8,910 questions of the pinned release, about 500 drawn pictures under their real names."""
     if not (REAL / "pope" / "coco").is_dir():
-        pytest.skip(f"the real POPE lists are not in {REAL}; VLMAMBA_EVAL_REAL names their folder")
+        pytest.skip(f"the real POPE lists are not in {REAL}; VLMAMBA_REAL names their folder")
     from tasks.samples.scene import draw, random_scene
 
     folder = tmp_path_factory.mktemp("real") / "pope"
