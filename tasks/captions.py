@@ -91,19 +91,19 @@ class Captions(Task):
                 yield f"cider|{group}", amounts.get("cider_domain", 0.0)
 
     def metrics(self, sums: Sums) -> Iterator[Metric]:
-        """In percent; NaN where Java is missing. CIDEr's largest value is 1,000."""
+        """In percent; NaN where Java is missing. CIDEr is no percentage: it has no bound that is ever near."""
         n = sums["official"]
         computed = sums.ratio(n, n)  # 1, or NaN
-        yield Metric("cider", 100 * sums.ratio(sums["cider"], n), headline=True, upper=1000)
+        yield Metric("cider", 100 * sums.ratio(sums["cider"], n), headline=True, upper=None)
         for order in ORDERS:
             yield Metric(f"bleu_{order}", 100 * computed * bleu(sums, order))
         yield Metric("meteor", 100 * computed * meteor(sums))
         yield Metric("rouge_l", 100 * sums.ratio(sums["rouge_l"], n))
         plain = sums["cider_plain"]
-        yield Metric("cider_plain", 100 * sums.ratio(plain, sums["plain"]), upper=1000)
+        yield Metric("cider_plain", 100 * sums.ratio(plain, sums["plain"]), upper=None)
         for group in sums.groups:
             value = 100 * sums.ratio(sums[f"cider|{group}"], sums[f"official|{group}"])
-            yield Metric("cider", value, category=group, upper=1000)
+            yield Metric("cider", value, category=group, upper=None)
 
 
 def _samples(pictures: Iterator[Picture]) -> list[Sample]:

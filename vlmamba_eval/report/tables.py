@@ -105,10 +105,10 @@ def board(runs: Sequence[RunScores], baselines: Sequence[Published]) -> Board:
             rows.append((title, (), True, tuple(_quoted(chosen[task]) if task in chosen else "" for task in tasks)))
             sources: dict[str, list[str]] = {}
             for task, row in chosen.items():
-                measured_on = {run.values["split"] for run in runs if run.task == task}
+                measured_on = {run.headline["split"] if run.headline else row.split for run in runs if run.task == task}
                 split = "" if row.split in measured_on else f"; split: {row.split}"
                 sources.setdefault(f"{row.source}{split}{row.note and '; '}{row.note}", []).append(titles[task][0])
-            notes += [f"† {title} ({', '.join(names)}): {source}." for source, names in sources.items()]
+            notes += [f"† {title}, {', '.join(names)}: {source}." for source, names in sources.items()]
     return Board(tasks, headers, tuple(rows), tuple(dict.fromkeys(notes)))
 
 
@@ -191,11 +191,11 @@ def _described(run: RunScores) -> list[str]:
 
 def _details(run: RunScores) -> list[str]:
     """One row a group of questions, one column a metric; groups with other metrics have a table of their own."""
-    groups: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
+    groups: dict[tuple[str, str, int], dict[str, Mapping[str, Any]]] = {}  # metrics over other questions stand apart
     for score in run.values["scores"]:
-        groups.setdefault((score["split"], score["category"]), {})[score["metric"]] = score
+        groups.setdefault((score["split"], score["category"], score["n"]), {})[score["metric"]] = score
     tables: dict[tuple[str, ...], list[Sequence[str]]] = {}
-    for (split, category), found in groups.items():
+    for (split, category, _), found in groups.items():
         some = next(iter(found.values()))
         values = [f"**{shown(score)}**" if score["headline"] else shown(score) for score in found.values()]
         counts = [f"{some[name]:,}" for name in ("n", "n_images", "n_unparsed", "n_truncated")]
