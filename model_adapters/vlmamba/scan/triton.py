@@ -375,12 +375,12 @@ def _conv_kernel(
         # All loads before the first store: the new tail may be written over the old one.
         kept = ()
         for j in tl.static_range(WIDTH - 1):
-            t = stop - (WIDTH - 1) + j
-            new_limit, old_limit = tl.where(t >= 0, d, 0), tl.where((t < 0) & (source >= 0), d, 0)
-            v = tl.load(x + tl.cast(t, tl.int64) * x_l + channels, mask=channels < new_limit, other=0.0)
+            place = stop - (WIDTH - 1) + j
+            new_limit, old_limit = tl.where(place >= 0, d, 0), tl.where((place < 0) & (source >= 0), d, 0)
+            last = tl.load(x + tl.cast(place, tl.int64) * x_l + channels, mask=channels < new_limit, other=0.0)
             if HAS_TAIL:  # one of the two is masked
-                v += tl.load(tail + (t + WIDTH - 1) * d + channels, mask=channels < old_limit, other=0.0).to(v.dtype)
-            kept = kept + (v,)
+                last += tl.load(tail + (place + WIDTH - 1) * d + channels, mask=channels < old_limit, other=0.0).to(last.dtype)
+            kept = kept + (last,)
         tl.debug_barrier()
         for j in tl.static_range(WIDTH - 1):
             tl.store(new_tail + (row * (WIDTH - 1) + j) * d + channels, kept[j], mask=in_d)
