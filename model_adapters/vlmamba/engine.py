@@ -22,6 +22,7 @@ from torch import Tensor
 from vlmamba_eval.types import Generation, ImageQuestions, Likelihood, OutOfMemory, Question, StopReason
 
 from .config import TemplateConfig
+from .decoder import Decoder
 from .language_model import State
 from .model import VLMamba
 from .template import answer_text, render
@@ -42,8 +43,8 @@ class Limits:
     """Questions that are decoded at once."""
 
 
-# On a CPU large temporaries cost page faults: micro-batches of a few thousand tokens are the fastest.
-LIMITS = {"cpu": Limits(images=4, tokens=1024, rows=64), "cuda": Limits(images=32, tokens=32768, rows=256)}
+# On a CPU larger micro-batches are not faster: their temporaries cost page faults, and their rows more padding.
+LIMITS = {"cpu": Limits(images=4, tokens=400, rows=64), "cuda": Limits(images=32, tokens=32768, rows=256)}
 
 
 @dataclass(slots=True)
@@ -89,7 +90,7 @@ class Engine:
         self.vocabulary = min(config.language_model.vocab_size, tokenizer.get_vocab_size())
         self.images_encoded = 0
         self._opening: State | None = None
-        self._pool: State | None = None
+        self._decoder: Decoder | None = None
 
     # =========================================================================
     # What the adapter asks
@@ -97,7 +98,7 @@ class Engine:
 
     def generate(self, batch: Sequence[ImageQuestions]) -> list[list[Generation]]:
         """Answer every question greedily, in order."""
-        with torch.inference_mode(), _out_of_memory():
+        with torch.inference_mode(), self._memory_errors():
             rows = self._rows(batch)
             if self.sharing:
                 self._decode_all(rows, self._read_images(batch))
@@ -108,7 +109,7 @@ class Engine:
 
     def rank(self, batch: Sequence[ImageQuestions]) -> list[list[Generation]]:
         """Score every continuation of every question, in order; the best mean log-probability a token is the text."""
-        with torch.inference_mode(), _out_of_memory():
+        with torch.inference_mode(), self._memory_errors():
             rows = self._rows(batch)
             for row in rows:
                 if not row.question.continuations:
@@ -119,6 +120,18 @@ class Engine:
                 for row in rows:
                     self._rank_plainly(row, batch[row.group].image)
         return self._in_order(batch, rows)
+
+    @contextmanager
+    def _memory_errors(self) -> Iterator[None]:
+        """Turn what is raised when memory is short into the error that the harness answers with smaller batches."""
+        try:
+            yield
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            on_cpu = isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+            if not on_cpu and not isinstance(error, torch.OutOfMemoryError):
+                raise
+            self._decoder = None  # the next batch may need less
+            raise OutOfMemory(str(error) or "no memory left") from error
 
     # =========================================================================
     # Texts
@@ -232,30 +245,30 @@ class Engine:
         for row in rows:
             if row.question.max_new_tokens <= 0:
                 row.stop = "length"
-        waiting = self._micro_batches([row for row in rows if row.stop is None])
-        pool = self._room_for_rows(min(self.limits.rows, len(rows)))
+        asked = [row for row in rows if row.stop is None]
+        if not asked:
+            return
+        waiting = self._micro_batches(asked)
+        decoder = self._decoder_for(min(self.limits.rows, len(asked)))
         active: list[_Row] = []
         upcoming = next(waiting, None)
         while active or upcoming:
             if upcoming and len(active) + len(upcoming) <= self.limits.rows:
                 x, state = self._prefill_ids([row.ids for row in upcoming], prefixes, [row.source for row in upcoming])
-                last = x[torch.arange(len(upcoming)), torch.tensor([len(row.ids) - 1 for row in upcoming])]
-                going = self._say(upcoming, self._logits(last))
+                going = self._say(upcoming, decoder.next_tokens(_last(x, upcoming)).tolist())
                 if len(going) < len(upcoming):
                     state = state.select(torch.tensor(going, dtype=torch.long, device=self.device))
-                pool.put(len(active), state)
-                active += [upcoming[i] for i in going]
+                decoder.add(len(active), state)
+                active += [upcoming[place] for place in going]
                 upcoming = next(waiting, None)
-                continue
-            ids = torch.tensor([row.answer[-1] for row in active], device=self.device)
-            x = self.model.language_model.step(ids, pool.view(len(active)))  # [n, d_model]
-            going = self._say(active, self._logits(x))
-            active = _close_ranks(active, going, pool)
+            else:
+                going = self._say(active, decoder.step([row.answer[-1] for row in active]))
+                active = [active[place] for place in decoder.close_ranks(len(active), going)]
 
-    def _say(self, rows: Sequence[_Row], logits: Tensor) -> list[int]:
-        """Give each row its next token, logits [b, vocabulary]; returns the places of the rows that go on."""
+    def _say(self, rows: Sequence[_Row], tokens: Sequence[int]) -> list[int]:
+        """Give each row its next token; returns the places of the rows that go on."""
         going = []
-        for place, (row, token) in enumerate(zip(rows, logits.argmax(-1).tolist(), strict=True)):
+        for place, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             if token == self.eos:
                 row.stop = "eos"
                 continue
@@ -266,12 +279,12 @@ class Engine:
                 going.append(place)
         return going
 
-    def _room_for_rows(self, n: int) -> State:
-        """States for the rows that are decoded, kept from call to call."""
-        if self._pool is None or len(self._pool) < n:
-            self._pool = None  # freed before the larger one is made
-            self._pool = self.model.language_model.new_state(n)
-        return self._pool
+    def _decoder_for(self, n: int) -> Decoder:
+        """Room for `n` rows, kept from call to call: large memory is slow to get."""
+        if self._decoder is None or len(self._decoder) < n:
+            self._decoder = None  # freed before the larger one is made
+            self._decoder = Decoder(self.model.language_model, self.vocabulary, n)
+        return self._decoder
 
     def _micro_batches(self, rows: Sequence[_Row]) -> Iterator[list[_Row]]:
         """Rows of similar length together, over all images, as many as the limits allow."""
@@ -291,7 +304,7 @@ class Engine:
     def _rank_all(self, rows: Sequence[_Row], prefixes: State | None) -> None:
         for batch in self._micro_batches(rows):
             x, state = self._prefill_ids([row.ids for row in batch], prefixes, [row.source for row in batch])
-            last = x[torch.arange(len(batch)), torch.tensor([len(row.ids) - 1 for row in batch])]  # [b, d_model]
+            last = _last(x, batch)  # [b, d_model]
             options = [(i, ids) for i, row in enumerate(batch) for ids in self._continuations(row)]
             first = torch.tensor([ids[0] for _, ids in options])
             scores = self._logprobs(last, torch.tensor([i for i, _ in options]), first).tolist()
@@ -353,10 +366,9 @@ class Engine:
             row.stop = "length"
             return
         x, state = self._read_plainly(row, image)
-        going = self._say([row], self._logits(x[:, -1]))
-        while going:
+        x = x[:, -1]
+        while self._say([row], self._logits(x).argmax(-1).tolist()):
             x = self.model.language_model.step(torch.tensor(row.answer[-1:], device=self.device), state)
-            going = self._say([row], self._logits(x))
 
     def _rank_plainly(self, row: _Row, image: Tensor | None) -> None:
         for ids in self._continuations(row):
@@ -366,30 +378,7 @@ class Engine:
             row.likelihoods.append(Likelihood(float(logprobs.sum()), len(ids)))
 
 
-def _close_ranks(active: Sequence[_Row], going: Sequence[int], pool: State) -> list[_Row]:
-    """Keep the rows at the places `going`: those at the end take the places of finished ones, the rest stay."""
-    n = len(going)
-    stay = {place for place in going if place < n}
-    movers = [place for place in going if place >= n]
-    holes = [place for place in range(n) if place not in stay]
-    if movers:
-        pool.move(movers, holes)
-    kept = list(active[:n])
-    for mover, hole in zip(movers, holes, strict=True):
-        kept[hole] = active[mover]
-    return kept
-
-
-@contextmanager
-def _out_of_memory() -> Iterator[None]:
-    """Turn what PyTorch raises when memory is short into the error that the harness answers with smaller batches."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemory(str(error)) from error
-    except MemoryError as error:
-        raise OutOfMemory("the machine has no more memory") from error
-    except RuntimeError as error:
-        if "DefaultCPUAllocator" not in str(error):
-            raise
-        raise OutOfMemory(str(error)) from error
+def _last(x: Tensor, rows: Sequence[_Row]) -> Tensor:
+    """The residual stream at each row's last token: [b, l, d_model] -> [b, d_model]."""
+    places = torch.tensor([len(row.ids) - 1 for row in rows], device=x.device)
+    return x[torch.arange(len(rows), device=x.device), places]

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from model_adapters.vlmamba.adapter import VLMambaAdapter
 from model_adapters.vlmamba.config import ModelConfig, TemplateConfig
+from model_adapters.vlmamba.decoder import Decoder
 from model_adapters.vlmamba.engine import Engine, Limits
 from model_adapters.vlmamba.model import VLMamba
 from vlmamba_eval.types import Generation, ImageQuestions, OutOfMemory, Question
@@ -194,6 +195,20 @@ def test_the_prompt_is_the_conversation_really_sent(adapter: MakeAdapter) -> Non
         assert without[0].prompt.endswith("answers to the user's questions. USER: Is it red? ASSISTANT:")
 
 
+def test_rows_that_go_on_close_ranks(mild: Callable[[ModelConfig], VLMamba], micro: ModelConfig) -> None:
+    language_model = mild(micro).language_model
+    with torch.inference_mode():
+        _, state = language_model.prefill(language_model.embed(torch.arange(42).view(6, 7)))
+        for going in ([0, 1, 2, 3, 4, 5], [5], [], [1, 3, 4], [0, 5], [2, 3, 4, 5]):
+            decoder = Decoder(language_model, 800, 6)
+            decoder.add(0, state)
+            order = decoder.close_ranks(6, going)
+            assert sorted(order) == going
+            for place, row in enumerate(order):
+                assert torch.equal(decoder.pool.states[1][place], state.states[1][row])
+                assert torch.equal(decoder.pool.tails[0][place], state.tails[0][row])
+
+
 def test_nothing_to_do_is_done(adapter: MakeAdapter) -> None:
     assert adapter().generate([]) == []
     assert adapter().generate([ImageQuestions(picture(0), ())]) == [[]]
@@ -229,18 +244,19 @@ def test_a_device_without_memory_is_reported_and_the_engine_goes_on(
     batch = mixed_batch()
     expected = adapter(True, SMALL).generate(batch)
     engine = adapter(True, SMALL).engine
-    for method in ("_embed_images", "_prefill_ids", "_logits"):
+    places: list[tuple[type, str]] = [(Engine, "_embed_images"), (Engine, "_prefill_ids"), (Decoder, "step")]
+    for owner, method in places:
         for nth in (0, 2):
             calls = iter(range(10**6))
-            original = getattr(Engine, method)
+            original = getattr(owner, method)
 
-            def failing(self: Engine, *args: object, calls=calls, nth=nth, original=original) -> object:
+            def failing(self: object, *args: object, calls=calls, nth=nth, original=original) -> object:
                 if next(calls) == nth:
                     raise error
                 return original(self, *args)
 
             with monkeypatch.context() as patch:
-                patch.setattr(Engine, method, failing)
+                patch.setattr(owner, method, failing)
                 with pytest.raises(OutOfMemory):
                     engine.generate(batch)
             assert engine.generate(batch) == expected
@@ -250,7 +266,7 @@ def test_other_errors_stay_what_they_are(adapter: MakeAdapter, monkeypatch: pyte
     def broken(*_: object) -> None:
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr(Engine, "_logits", broken)
+    monkeypatch.setattr(Engine, "_prefill_ids", broken)
     with pytest.raises(RuntimeError, match="shapes differ"):
         adapter().generate([ImageQuestions(None, (Question("a", 1),))])
 
@@ -279,3 +295,24 @@ def test_a_gpu_shares_as_well(adapter: MakeAdapter, dtype: torch.dtype) -> None:
     answers = [(a, b) for x, y in zip(shared, plain, strict=True) for a, b in zip(x, y, strict=True)]
     different = sum(a != b for a, b in answers)
     assert different <= (0 if dtype == torch.float32 else len(answers) // 5)
+
+
+@pytest.mark.gpu
+def test_a_captured_step_says_what_the_step_says(mild: Callable[[ModelConfig], VLMamba], micro: ModelConfig) -> None:
+    language_model = mild(micro).to("cuda").language_model
+    language_model.prepare_for_inference()
+    with torch.inference_mode():
+        ids = torch.arange(35, device="cuda").view(5, 7)
+        _, state = language_model.prefill(language_model.embed(ids))
+        said = []
+        for graphs in (True, False):
+            decoder = Decoder(language_model, 800, 9, graphs=graphs)
+            decoder.add(0, state)
+            tokens, history = [1, 2, 3, 4, 5], []
+            for going in ([0, 1, 2, 3, 4],) * 4 + ([0, 2, 4],) + ([0, 1, 2],) * 5:
+                tokens = decoder.step(tokens)
+                history.append(tokens)
+                tokens = [tokens[place] for place in decoder.close_ranks(len(tokens), going)]
+            said.append(history)
+            assert (decoder._graphs is not None) == graphs
+        assert said[0] == said[1]
