@@ -379,7 +379,8 @@ def _conv_kernel(
             new_limit, old_limit = tl.where(place >= 0, d, 0), tl.where((place < 0) & (source >= 0), d, 0)
             last = tl.load(x + tl.cast(place, tl.int64) * x_l + channels, mask=channels < new_limit, other=0.0)
             if HAS_TAIL:  # one of the two is masked
-                last += tl.load(tail + (place + WIDTH - 1) * d + channels, mask=channels < old_limit, other=0.0).to(last.dtype)
+                old = tl.load(tail + (place + WIDTH - 1) * d + channels, mask=channels < old_limit, other=0.0)
+                last += old.to(last.dtype)
             kept = kept + (last,)
         tl.debug_barrier()
         for j in tl.static_range(WIDTH - 1):
