@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from model_adapters.vlmamba import adapter as adapters
 from model_adapters.vlmamba import checkpoint
+from model_adapters.vlmamba.adapter import VLMambaAdapter
 from model_adapters.vlmamba.train.data import turns_of
 from model_adapters.vlmamba.train.recipe import load_recipe
 from model_adapters.vlmamba.train.run import run_recipe
@@ -82,7 +82,8 @@ def test_sixteen_examples_are_learnt_by_heart_and_evaluation_says_exactly_them(t
     folder = run_recipe(load_recipe(str(write_recipe(tmp_path, [stage]))), tmp_path / "out", data=data, device="cpu")
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert log[-1]["loss"] < 0.05
-    adapter = adapters.load(str(folder), device="cpu")
+    model, _, tokenizer = checkpoint.load(folder)
+    adapter = VLMambaAdapter(model, tokenizer, weights=checkpoint.fingerprint(folder))
     for row in rows:
         question, answer = turns_of(row["conversations"])[0]
         image = adapter.prepare(Image.open(data / row["image"]))
