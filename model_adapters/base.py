@@ -5,7 +5,7 @@ An adapter never sees a task's name: the conversation template is the adapter's,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -31,6 +31,14 @@ class AdapterInfo:
     image_tokens: int
     untrained: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """An adapter that is described but not loaded: a run that has all its answers never needs the model itself."""
+
+    info: AdapterInfo
+    load: Callable[[], Adapter]
 
 
 class Adapter(Protocol):

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from model_adapters.base import Adapter
+from model_adapters.base import Adapter, Deferred
 from vlmamba_eval.types import UsageError
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One model: what it is, and the function `module:name` that makes its adapter, called with `load`'s arguments."""
+    """One model: what it is, and the function `module:name` that makes its adapter, called with `defer`'s arguments."""
 
     summary: str
     factory: str
@@ -45,7 +45,24 @@ def load(
     seed: int = 0,
     sharing: bool = True,
 ) -> Adapter:
-    """Make the adapter of a model.
+    """Make the adapter of a model and load it; `defer` documents the options."""
+    found = defer(
+        name_or_path, weights=weights, device=device, dtype=dtype, random_init=random_init, seed=seed, sharing=sharing
+    )
+    return found.load() if isinstance(found, Deferred) else found
+
+
+def defer(
+    name_or_path: str,
+    *,
+    weights: Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    random_init: bool = False,
+    seed: int = 0,
+    sharing: bool = True,
+) -> Adapter | Deferred:
+    """Make the adapter of a model, without loading its weights where it can be described without them.
 
     Args:
         name_or_path: a key of `MODELS`, or a checkpoint folder.
@@ -66,7 +83,7 @@ def load(
             raise UsageError(_unknown(name_or_path))
         entry = Entry("a VL-Mamba checkpoint folder", _VLMAMBA)
     module, _, function = entry.factory.partition(":")
-    factory: Callable[..., Adapter] = getattr(importlib.import_module(module), function)
+    factory: Callable[..., Adapter | Deferred] = getattr(importlib.import_module(module), function)
     return factory(
         name_or_path,
         weights=weights,

@@ -167,14 +167,14 @@ def _evaluate(
     allow_partial: bool,
     max_errors: int,
 ) -> int:
-    from model_adapters.registry import load
+    from model_adapters.registry import defer
     from vlmamba_eval.dataset import load_dataset
     from vlmamba_eval.report.console import ConsoleProgress
     from vlmamba_eval.run import evaluate
 
     chosen = _tasks(tasks)
     datasets = [load_dataset(task, data, limit=limit, seed=seed, allow_partial=allow_partial) for task in chosen]
-    adapter = load(
+    adapter = defer(
         model, weights=weights, device=device, dtype=dtype, random_init=random_init, seed=seed, sharing=not no_sharing
     )
     progress = ConsoleProgress()
@@ -417,14 +417,16 @@ def _finish(outcomes: list[Outcome], out: Path) -> int:
 
 
 def _unscored(task: str, folder: Path) -> str:
+    from tasks.base import Task
     from tasks.registry import get_task
 
-    if get_task(task).info.scored == "judge":
+    chosen = get_task(task)
+    if chosen.info.scored == "judge":
         return f"A judge grades them: vlmamba-eval judge {folder.resolve()} --judge-url URL --judge-model NAME"
-    return (
-        "Put the official annotation file into the data folder and run the same command again, or send the answers "
-        f"to the benchmark's server: vlmamba-eval submit {folder.resolve()}"
-    )
+    hint = "Put the official annotation file into the data folder and run the same command again"
+    if type(chosen).submit is not Task.submit:
+        hint += f", or send the answers to the benchmark's server: vlmamba-eval submit {folder.resolve()}"
+    return hint + "."
 
 
 def _report(folders: list[Path], baselines: str | None, out: Path | None, relative_to: Path) -> None:

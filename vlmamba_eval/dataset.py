@@ -255,6 +255,6 @@ def _matching(task: Task, candidates: Sequence[Sample], prompt: str, row: Row) -
 
 
 def _mentions(expected: str, prompt: str) -> bool:
-    """Whether a saved prompt holds the beginning of the expected one, white space and case apart."""
-    beginning = " ".join(expected.split())[:40].casefold()
+    """Whether a saved prompt holds the beginning of the expected one's first line, white space and case apart."""
+    beginning = " ".join(expected.split("\n", 1)[0].split())[:40].casefold()
     return beginning in " ".join(prompt.split()).casefold()

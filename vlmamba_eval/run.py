@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from model_adapters.base import Deferred
 from vlmamba_eval import __version__
 from vlmamba_eval.data import open_image
 from vlmamba_eval.dataset import INCOMPLETE, UNSCORED, UNTRAINED, Dataset, answer_text, grade
@@ -92,7 +93,7 @@ def run_folder(out: Path, model: str, manifest: Mapping[str, Any]) -> Path:
 
 
 def evaluate(
-    adapter: Adapter,
+    adapter: Adapter | Deferred,
     datasets: Sequence[Dataset],
     out: Path,
     *,
@@ -105,14 +106,15 @@ def evaluate(
 
     Images are shared by the tasks of the run. `batch_tokens` is the budget of one batch (None: by device); on
     `OutOfMemory` a batch is halved and tried again. Questions whose image can't be read, and those whose batch made
-    the adapter raise, get a typed failure; the next run tries them again.
+    the adapter raise, get a typed failure; the next run tries them again. A deferred adapter is loaded only where
+    questions are left.
     """
     progress = progress or Progress()
-    answer = _verb(adapter, scoring)
-    manifests = [manifest(dataset, adapter.info, scoring) for dataset in datasets]
+    info = adapter.info
+    manifests = [manifest(dataset, info, scoring) for dataset in datasets]
     with ExitStack() as stack:
         runs = {
-            dataset.task.info.name: stack.enter_context(Run(run_folder(out, adapter.info.name, m), m))
+            dataset.task.info.name: stack.enter_context(Run(run_folder(out, info.name, m), m))
             for dataset, m in zip(datasets, manifests, strict=True)
         }
         pending = [
@@ -125,16 +127,16 @@ def evaluate(
         total = sum(len(dataset.samples) for dataset in datasets)
         progress.start(sum(group.image is not None for group in groups), len(pending), total - len(pending))
         if groups:
+            loaded = adapter.load() if isinstance(adapter, Deferred) else adapter
+            answer = _verb(loaded, scoring)
             for dataset, run in zip(datasets, runs.values(), strict=True):
                 run.log(event="start", time=time.time(), data=dataset.source, version=__version__, **_host())
-            _generate(adapter, answer, groups, datasets, runs, batch_tokens, progress)
+            _generate(loaded, answer, groups, datasets, runs, batch_tokens, progress)
             for run in runs.values():
                 run.log(event="end", time=time.time())
         return [
-            conclude(
-                dataset, runs[dataset.task.info.name], adapter.info.name, scoring, max_errors, adapter.info.untrained
-            )
-            for dataset in datasets
+            conclude(dataset, run, info.name, scoring, max_errors, info.untrained)
+            for dataset, run in zip(datasets, runs.values(), strict=True)
         ]
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from model_adapters.base import AdapterInfo
+from model_adapters.base import AdapterInfo, Deferred
 from vlmamba_eval.types import Generation, ImageQuestions, ModelError, UsageError
 
 from . import checkpoint, vision
@@ -45,23 +45,11 @@ class VLMambaAdapter:
         sharing: bool = True,
         limits: Limits | None = None,
     ):
-        config = model.config
         device = model.language_model.backbone.embedding.weight.device
-        dtype = model.language_model.blocks[0].mixer.dtype
         model.prepare_for_inference()
         self.engine = Engine(model, tokenizer, sharing=sharing, limits=limits)
-        settings = to_dict(config)
-        self.info = AdapterInfo(
-            name=config.name,
-            weights=weights,
-            device=str(device),
-            dtype=str(dtype).removeprefix("torch."),
-            image_tokens=config.vision.image_tokens,
-            untrained=bool(config.provenance.untrained),
-            settings={key: value for key, value in settings.items() if key != "name"}
-            | {"scan_width": config.scan_width, "scan_backend": choose_backend(device), "state_dtype": "float32"},
-        )
-        self._config = config
+        self.info = describe(model.config, weights, device, model.language_model.blocks[0].mixer.dtype)
+        self._config = model.config
 
     def prepare(self, image: Image.Image) -> Tensor:
         """A decoded image -> uint8 [3, h, w] as the encoder wants it. Thread-safe."""
@@ -76,6 +64,20 @@ class VLMambaAdapter:
         return self.engine.rank(batch)
 
 
+def describe(config: ModelConfig, weights: str, device: torch.device, dtype: torch.dtype) -> AdapterInfo:
+    """What decides the answers of a model with this configuration and these weights, on this device."""
+    return AdapterInfo(
+        name=config.name,
+        weights=weights,
+        device=device.type,
+        dtype=str(dtype).removeprefix("torch."),
+        image_tokens=config.vision.image_tokens,
+        untrained=bool(config.provenance.untrained),
+        settings={key: value for key, value in to_dict(config).items() if key != "name"}
+        | {"scan_width": config.scan_width, "scan_backend": choose_backend(device), "state_dtype": "float32"},
+    )
+
+
 def load(
     name: str,
     *,
@@ -85,7 +87,7 @@ def load(
     random_init: bool = False,
     seed: int = 0,
     sharing: bool = True,
-) -> VLMambaAdapter:
+) -> VLMambaAdapter | Deferred:
     """The adapter for a preset's name or a checkpoint folder; `model_adapters.registry.load` documents the options."""
     preset = PRESETS.get(name)
     bundled = TINY if name == "vlmamba-tiny" else None
@@ -119,8 +121,13 @@ def load(
             f"Evaluate it under its own name with --model {folder}"
         )
     where, precision = choose(device, dtype)
-    model, config, tokenizer = checkpoint.load(folder, where, precision)
-    return VLMambaAdapter(model, tokenizer, weights=checkpoint.fingerprint(folder), sharing=sharing)
+    weights_id = checkpoint.fingerprint(folder)
+
+    def read() -> VLMambaAdapter:
+        model, _, tokenizer = checkpoint.load(folder, where, precision)
+        return VLMambaAdapter(model, tokenizer, weights=weights_id, sharing=sharing)
+
+    return Deferred(describe(config, weights_id, where, precision), read)
 
 
 def _tokenizer_for_timing(config: ModelConfig, folder: Path | None) -> tuple[Tokenizer, str]:

@@ -122,3 +122,9 @@ def test_published_numbers_are_well_formed_and_have_sources() -> None:
 def test_an_unknown_baseline_names_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"Unknown baseline 'llava-1\.5-13'. Did you mean: llava-1\.5-13b"):
         choose(["llava-1.5-13"])
+
+
+def test_a_published_number_of_another_split_says_so_in_its_cell() -> None:
+    vqa = scores(task="vqav2", title="VQAv2", split="val2014", headline="accuracy")
+    vqa.values["scores"][0].update(metric="accuracy", split="val2014")
+    assert board([vqa], choose(["llava-1.5-7b"])).rows[1][3] == ("78.5† (test-dev2015)",)

@@ -97,17 +97,17 @@ def board(runs: Sequence[RunScores], baselines: Sequence[Published]) -> Board:
             texts.append("" if run is None else shown(run.headline) + own)
         rows.append((model, tuple(mark for mark in MEANING if mark in common), False, tuple(texts)))
         notes += [f"{mark}: {MEANING[mark]}." for mark in MEANING if any(mark in found for found in marks)]
+    splits = {run.task: run.headline["split"] if run.headline else run.values["split"] for run in runs}
     for model in dict.fromkeys(row.model for row in baselines):
         quoted = {(row.task, row.metric): row for row in baselines if row.model == model and row.category == "all"}
         chosen = {task: row for task in tasks if (row := quoted.get((task, titles[task][1]))) is not None}
         if chosen:
             title = next(iter(chosen.values())).title
-            rows.append((title, (), True, tuple(_quoted(chosen[task]) if task in chosen else "" for task in tasks)))
+            texts = [_quoted(chosen[task], splits[task]) if task in chosen else "" for task in tasks]
+            rows.append((title, (), True, tuple(texts)))
             sources: dict[str, list[str]] = {}
             for task, row in chosen.items():
-                measured_on = {run.headline["split"] if run.headline else row.split for run in runs if run.task == task}
-                split = "" if row.split in measured_on else f"; split: {row.split}"
-                sources.setdefault(f"{row.source}{split}{row.note and '; '}{row.note}", []).append(titles[task][0])
+                sources.setdefault(f"{row.source}{row.note and '; '}{row.note}", []).append(titles[task][0])
             notes += [f"† {title}, {', '.join(names)}: {source}." for source, names in sources.items()]
     return Board(tasks, headers, tuple(rows), tuple(dict.fromkeys(notes)))
 
@@ -123,8 +123,10 @@ def _by_model(runs: Sequence[RunScores]) -> dict[str, dict[str, RunScores]]:
     return dict(sorted(rows.items()))
 
 
-def _quoted(row: Published) -> str:
-    return f"{row.value:g}†" if row.value >= 200 else f"{row.value:.1f}†"
+def _quoted(row: Published, split: str) -> str:
+    """A published value with its dagger, and with its split where that is not the one that was measured."""
+    value = f"{row.value:g}†" if row.value >= 200 else f"{row.value:.1f}†"
+    return value if row.split in (split, "all") else f"{value} ({row.split or 'split not stated'})"
 
 
 def shown(score: Mapping[str, Any] | None) -> str:
