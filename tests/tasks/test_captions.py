@@ -6,6 +6,7 @@ import json
 import math
 import random
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,16 @@ def test_without_java_the_official_numbers_are_not_computed(put: Put, score: Cal
     assert scores.pop(("cider_plain", "all")) > 0
     assert all(math.isnan(value) for value in scores.values())
     assert {name for name, _ in scores} == {"cider", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l"}
+
+
+def test_without_the_extra_nothing_is_computed_and_the_answers_stay(
+    put: Put, score: Callable[..., Scores], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    references, captions = corpus()
+    monkeypatch.setitem(sys.modules, "pycocoevalcap.cider.cider", None)
+    with pytest.warns(UserWarning, match=r"pip install 'vlmamba-eval\[caption\]'"):
+        scores = score(NOCAPS, nocaps(put, references), captions)
+    assert all(math.isnan(value) for value in scores.values())
 
 
 @pytest.mark.usefixtures("no_java")

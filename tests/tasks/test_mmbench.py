@@ -17,6 +17,7 @@ from tasks.base import LETTER_ANSWER
 from tasks.mmbench import JULY, SUBMISSION, TASKS
 from tasks.options import read_choice, read_choice_vlmevalkit
 from vlmamba_eval.data import Folder, Hub
+from vlmamba_eval.dataset import Dataset, read_answer_file
 from vlmamba_eval.types import DataError, Sample
 
 MMBENCH, OCTOBER, CHINESE = TASKS
@@ -282,6 +283,30 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
     path.write_text(table([row(1)]) + "2\tWhich?\n")
     with pytest.raises(DataError, match=r"tsv:3: expected 12 cells, found 2"):
         MMBENCH.load(Folder(tmp_path, JULY.folders))
+
+
+def test_llavas_answer_file_joins_by_index(
+    tmp_path: Path, put: Callable[[str, Any], Path], score: Callable[..., Scores]
+) -> None:
+    """Its saved prompt lacks the last line."""
+    samples = load(tmp_path, circle(1))
+    rows = [
+        {
+            "question_id": int(s.id),
+            "round_id": 0,
+            "prompt": MMBENCH.prompt(s).removesuffix(f"\n{LETTER_ANSWER}"),
+            "text": s.target,
+            "options": list(s.choices),
+            "option_char": ["A", "B", "C"],
+            "answer_id": s.id,
+            "model_id": "llava-v1.5-13b",
+            "metadata": {},
+        }
+        for s in reversed(samples)
+    ]
+    answers = read_answer_file(Dataset(MMBENCH, samples), put("llava-v1.5-13b.jsonl", rows))
+    texts = {key: answer.generation.text for key, answer in answers.items() if answer.generation}
+    assert score(MMBENCH, samples, texts)["circular_accuracy_exact", "all"] == 100.0
 
 
 # =============================================================================

@@ -14,6 +14,7 @@ import pytest
 from tasks.mmvet import TASKS
 from tasks.mmvet_judge import judge
 from vlmamba_eval.data import Folder
+from vlmamba_eval.dataset import Dataset, read_answer_file
 from vlmamba_eval.stats import summarise
 from vlmamba_eval.types import DataError, EvalError, Graded, Sample, UsageError, Verdict
 
@@ -133,6 +134,13 @@ def test_the_submission_is_the_authors_json(put: Put, tmp_path: Path) -> None:
     assert json.loads(path.read_text(encoding="utf-8")) == {"v1_0": "x = 3", "v1_1": 'two "lines"\nñ'}
     with pytest.raises(DataError, match="1 of 2 questions have no answer"):
         MMVET.submit(samples, {"v1_0": "x = 3"}, tmp_path / "out")
+
+
+def test_llavas_answer_file_counts_from_zero(put: Put) -> None:
+    samples = load(put, {"v1_0": entry(), "v1_1": entry(question="And y?")})
+    rows = [{"question_id": i, "prompt": MMVET.prompt(s), "text": str(i)} for i, s in enumerate(samples)]
+    answers = read_answer_file(Dataset(MMVET, samples), put("answers.jsonl", rows))
+    assert {key: a.generation.text for key, a in answers.items() if a.generation} == {"v1_0": "0", "v1_1": "1"}
 
 
 # =============================================================================

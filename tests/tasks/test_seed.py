@@ -13,6 +13,7 @@ import pytest
 from tasks.base import LETTER_ANSWER
 from tasks.seed import ORIGINAL, TASKS, TYPES
 from vlmamba_eval.data import Folder, Hub
+from vlmamba_eval.dataset import Dataset, read_answer_file
 from vlmamba_eval.types import DataError, Generation, ImageRef, Likelihood, Sample
 
 SEED, IMAGE, VIDEO, UPDATED = TASKS
@@ -189,6 +190,24 @@ def test_the_bundled_samples_load_with_all_twelve_types(samples_folder: Path) ->
     assert {s.groups[1] for s in samples} == {f"type/{name}" for name in TYPES}
     assert all(s.image and len(s.image.read()) > 100 for s in samples)
     assert len({s.image.key for s in samples if s.image}) < len(samples)
+
+
+def test_llavas_answer_file_has_numbers_for_pictures_and_texts_for_clips(put: Put) -> None:
+    samples = load(put, [question("101669"), question("v1738", 10)])
+    rows = [
+        {
+            "question_id": number,
+            "prompt": SEED.prompt(s),
+            "text": "A",
+            "answer_id": "x",
+            "model_id": "m",
+            "metadata": {},
+        }
+        for number, s in zip(("v1738", 101669), reversed(samples), strict=True)
+    ]
+    assert set(read_answer_file(Dataset(SEED, samples), put("merge.jsonl", rows))) == {"101669", "v1738"}
+    with pytest.raises(DataError, match="question '7' is not in SEED-Bench"):
+        read_answer_file(Dataset(SEED, samples), put("merge.jsonl", [*rows, {**rows[0], "question_id": 7}]))
 
 
 # =============================================================================
