@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -113,14 +114,16 @@ def convolutions(draw: Any) -> Case:
     return Case(inputs, rows, _lengths(draw, b, length))
 
 
-def magnitude(case: Case, definition: Any) -> list[float]:
-    """The size of what the definition adds up: its largest outputs, were every product positive.
+def positive(case: Case) -> Case:
+    """The case with every product of its sums positive.
 
-    Sums may cancel to anything, but they are rounded at this size.
+    Sums may cancel to anything, but they are rounded at the size of their terms: that is what this case measures.
     """
-    signed = ("x", "B", "C", "D", "state", "weight", "bias", "tail")
-    positive = {n: t.abs() if n in signed else t for n, t in case.inputs.items()}
-    outputs = definition(**positive, rows=case.rows, lengths=case.lengths)
+    signed = ("x", "B", "C", "D", "z", "state", "weight", "bias", "tail")
+    return replace(case, inputs={n: t.detach().abs() if n in signed else t.detach() for n, t in case.inputs.items()})
+
+
+def sizes(outputs: Sequence[Tensor]) -> list[float]:
     return [float(o.abs().max()) if o.numel() else 0.0 for o in outputs]
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from model_adapters.vlmamba import scan
 from model_adapters.vlmamba.scan import autograd, cpu, mamba_ssm, reference
-from tests.model_adapters.scan.cases import Case, convolutions, error, magnitude, scans
+from tests.model_adapters.scan.cases import Case, convolutions, error, positive, scans, sizes
 from vlmamba_eval.types import UsageError
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -80,7 +80,7 @@ def run_conv(case: Case, backend: str, **more: Any) -> tuple[Tensor, Tensor]:
 def test_the_scan_equals_the_float64_definition(backend: str, case: Case):
     y, state = run_scan(case, "reference")
     found_y, found_state = run_scan(case.to(torch.float32), backend)
-    size, state_size = magnitude(case, reference.selective_scan)
+    size, state_size = sizes(run_scan(positive(case), "reference"))
     assert error(found_y, y, size) < TOLERANCE[backend]
     assert error(found_state, state, state_size) < TOLERANCE[backend]
 
@@ -91,7 +91,7 @@ def test_the_scan_equals_the_float64_definition(backend: str, case: Case):
 def test_the_convolution_equals_the_float64_definition(backend: str, case: Case):
     y, tail = run_conv(case, "reference")
     found_y, found_tail = run_conv(case.to(torch.float32), backend)
-    assert error(found_y, y, magnitude(case, reference.causal_conv)[0]) < TOLERANCE[backend]
+    assert error(found_y, y, sizes(run_conv(positive(case), "reference"))[0]) < TOLERANCE[backend]
     assert torch.equal(found_tail.double(), tail)  # a tail is a copy of inputs
 
 
@@ -108,7 +108,7 @@ def test_half_precision_inputs_are_computed_in_float32(backend: str, dtype: torc
     found_y, found_state = run_scan(small, backend)
     assert found_y.dtype == dtype
     assert found_state.dtype == torch.float32
-    size, state_size = magnitude(small.to(torch.float64), reference.selective_scan)
+    size, state_size = sizes(run_scan(positive(small.to(torch.float64)), "reference"))
     assert error(found_state, state, state_size) < TOLERANCE[backend]
     # One unit in the last place: Triton's interpreter truncates where the hardware rounds.
     assert error(found_y, y, size) < (2**-7 if dtype == torch.bfloat16 else 2**-10)
@@ -162,7 +162,7 @@ def test_a_scan_continued_in_chunks_equals_the_whole(backend: str, case: Case, d
     first, middle = run_scan(case.tokens(0, cut), backend)
     rest = case.tokens(cut, case.length)
     second, last = run_scan(Case({**rest.inputs, "state": middle}, None, rest.lengths), backend)
-    size, state_size = magnitude(case, reference.selective_scan)
+    size, state_size = sizes(run_scan(positive(case), "reference"))
     assert error(torch.cat([first, second], 1), y, size) < TOLERANCE[backend]
     assert error(last, state, state_size) < TOLERANCE[backend]
 
@@ -177,7 +177,7 @@ def test_a_convolution_continued_in_chunks_equals_the_whole(backend: str, case: 
     first, middle = run_conv(case.tokens(0, cut), backend)
     rest = case.tokens(cut, case.length)
     second, last = run_conv(Case({**rest.inputs, "tail": middle}, None, rest.lengths), backend)
-    assert error(torch.cat([first, second], 1), y, magnitude(case, reference.causal_conv)[0]) < TOLERANCE[backend]
+    assert error(torch.cat([first, second], 1), y, sizes(run_conv(positive(case), "reference"))[0]) < TOLERANCE[backend]
     assert torch.equal(last.double(), tail)
 
 
@@ -323,6 +323,24 @@ def engine(name: str) -> ModuleType:
     return cpu
 
 
+def gradients(run: Any, case: Case, backend: str, weights: list[Tensor]) -> dict[str, Tensor]:
+    """Of the weighted sum of all outputs, by the name of the input."""
+    case = case.leaves()
+    outputs = run(case, backend)
+    weights = [w.to(o) for w, o in zip(weights, outputs, strict=True)]
+    found = torch.autograd.grad(outputs, list(case.inputs.values()), weights)
+    return dict(zip(case.inputs, found, strict=True))
+
+
+def check_gradients(run: Any, case: Case, seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    weights = [torch.randn(o.shape, generator=g) for o in run(case, "reference")]
+    expected = gradients(run, case, "reference", weights)
+    terms = gradients(run, positive(case), "reference", [w.abs() for w in weights])
+    for name, found in gradients(run, case.to(torch.float32), "autograd", weights).items():
+        assert error(found, expected[name], *sizes([terms[name]])) < 5e-6, name
+
+
 @pytest.mark.parametrize("name", ENGINES)
 @settings(examples, max_examples=6 if INTERPRETED else 25)
 @given(case=scans(35), seed=st.integers(0, 1000))
@@ -330,13 +348,7 @@ def test_gradients_of_the_scan_equal_autograd_of_the_definition(
     monkeypatch: pytest.MonkeyPatch, name: str, case: Case, seed: int
 ):
     monkeypatch.setattr(autograd, "kernels_for", lambda device: engine(name))
-    expected, found = case.leaves(), case.to(torch.float32).leaves()
-    outputs, found_outputs = run_scan(expected, "reference"), run_scan(found, "autograd")
-    weights = [torch.randn(o.shape, generator=torch.Generator().manual_seed(seed)) for o in outputs]
-    exact = torch.autograd.grad(outputs, list(expected.inputs.values()), [w.double() for w in weights])
-    grads = torch.autograd.grad(found_outputs, list(found.inputs.values()), weights)
-    for field, have, want in zip(case.inputs, grads, exact, strict=True):
-        assert error(have, want) < 1e-5, field
+    check_gradients(run_scan, case, seed)
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -346,25 +358,18 @@ def test_gradients_of_the_convolution_equal_autograd_of_the_definition(
     monkeypatch: pytest.MonkeyPatch, name: str, case: Case, seed: int
 ):
     monkeypatch.setattr(autograd, "kernels_for", lambda device: engine(name))
-    expected, found = case.leaves(), case.to(torch.float32).leaves()
-    outputs, found_outputs = run_conv(expected, "reference"), run_conv(found, "autograd")
-    weights = [torch.randn(o.shape, generator=torch.Generator().manual_seed(seed)) for o in outputs]
-    exact = torch.autograd.grad(outputs, list(expected.inputs.values()), [w.double() for w in weights])
-    grads = torch.autograd.grad(found_outputs, list(found.inputs.values()), weights)
-    for field, have, want in zip(case.inputs, grads, exact, strict=True):
-        assert error(have, want) < 1e-5, field
+    check_gradients(run_conv, case, seed)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="float64 is for the eager backend")
 @settings(examples, max_examples=15)
 @given(case=scans(35))
 def test_the_handwritten_backward_is_exact_in_float64(case: Case):
-    expected, found = case.leaves(), case.leaves()
-    outputs, found_outputs = run_scan(expected, "reference"), run_scan(found, "autograd")
-    exact = torch.autograd.grad(outputs, list(expected.inputs.values()), [torch.ones_like(o) for o in outputs])
-    grads = torch.autograd.grad(found_outputs, list(found.inputs.values()), [torch.ones_like(o) for o in outputs])
-    for field, have, want in zip(case.inputs, grads, exact, strict=True):
-        assert error(have, want) < 1e-13, field
+    weights = [torch.ones(o.shape) for o in run_scan(case, "reference")]
+    expected = gradients(run_scan, case, "reference", weights)
+    terms = gradients(run_scan, positive(case), "reference", weights)
+    for name, found in gradients(run_scan, case, "autograd", weights).items():
+        assert error(found, expected[name], *sizes([terms[name]])) < 1e-14, name
 
 
 @pytest.mark.skipif(INTERPRETED, reason="float64 is for the eager backend")
@@ -390,14 +395,16 @@ def test_gradcheck_agrees():
 @settings(examples, max_examples=15)
 @given(case=scans(20))
 def test_the_authors_kernel_gives_gradients_through_its_outputs(case: Case):
-    expected, found = case.leaves(), case.to(torch.float32).leaves()
-    y, _ = run_scan(expected, "reference")
-    found_y, found_state = run_scan(found, "mamba_ssm")
-    assert not found_state.requires_grad
-    exact = torch.autograd.grad(y.sum(), list(expected.inputs.values()))
-    grads = torch.autograd.grad(found_y.sum(), list(found.inputs.values()))
-    for field, have, want in zip(case.inputs, grads, exact, strict=True):
-        assert error(have, want) < 1e-5, field
+    def outputs(case: Case, backend: str) -> list[Tensor]:
+        y, state = run_scan(case, backend)
+        assert backend == "reference" or not state.requires_grad
+        return [y]
+
+    weights = [torch.ones(case.inputs["x"].shape)]
+    expected = gradients(outputs, case, "reference", weights)
+    terms = gradients(outputs, positive(case), "reference", weights)
+    for name, found in gradients(outputs, case.to(torch.float32), "mamba_ssm", weights).items():
+        assert error(found, expected[name], *sizes([terms[name]])) < 5e-6, name
 
 
 @pytest.mark.skipif(INTERPRETED, reason="eager")
@@ -530,7 +537,7 @@ def test_time_cut_into_segments_gives_the_same_scan(case: Case, segments: int):
 
     y, state = run_scan(case, "reference")
     found_y, found_state = triton.selective_scan(**case.to(torch.float32).arguments(), segments=segments)
-    size, state_size = magnitude(case, reference.selective_scan)
+    size, state_size = sizes(run_scan(positive(case), "reference"))
     assert error(found_y, y, size) < 5e-6
     assert error(found_state, state, state_size) < 5e-6
 
