@@ -167,10 +167,24 @@ def exist(scene: Scene, rng: random.Random, want: bool) -> Asked | None:
     return is_there(scene, noun, rng.choice(("the image", "this image")))
 
 
+# How often a wrong number is asked for, so that the words alone don't tell the answer: about as often as it is right.
+_WRONG_COUNTS = {"shape": (0.25, 2.0, 0.25, 0.12, 0.05), "object": (0.03, 0.5, 0.5, 0.2, 0.07)}
+
+
+def _counted(scene: Scene, rng: random.Random) -> str:
+    """What to count: shapes that occur repeatedly and all objects are preferred to shapes that occur once."""
+    repeated = sorted({thing.shape for thing in scene.things if number_of(scene, thing.shape) > 1})
+    if repeated and rng.random() < 0.6:
+        return rng.choice(repeated)
+    return "object" if rng.random() < 0.5 else rng.choice(scene.things).shape
+
+
 def count_is(scene: Scene, rng: random.Random, want: bool) -> Asked | None:
-    noun = "object" if rng.random() < 0.3 else rng.choice(scene.things).shape
+    noun = _counted(scene, rng)
     right = number_of(scene, noun)
-    n = right if want else rng.choice([n for n in (1, 2, 3, 4, 5) if 0 < abs(n - right) <= 2])
+    weights = list(_WRONG_COUNTS["object" if noun == "object" else "shape"])
+    weights[right - 1] = 0
+    n = right if want else rng.choices((1, 2, 3, 4, 5), weights)[0]
     if n == 1:
         question = f"Is there only one {noun} in the image?"
     else:
@@ -407,7 +421,7 @@ def relation(scene: Scene, rng: random.Random) -> Asked | None:
 
 
 def count(scene: Scene, rng: random.Random) -> Asked | None:
-    noun = "object" if rng.random() < 0.3 else rng.choice((rng.choice(scene.things).shape, rng.choice(SHAPES)))
+    noun = rng.choice((_counted(scene, rng), rng.choice(SHAPES)))
     n = number_of(scene, noun)
     others = tuple(str(k) for k in range(6) if k != n)
     sentence = f"There {'is' if n == 1 else 'are'} {NUMBERS[n]} {plural(noun, n)}."

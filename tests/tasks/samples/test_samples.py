@@ -9,6 +9,7 @@ import json
 import random
 import re
 from base64 import b64decode
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,20 @@ def test_yes_no_questions_are_asked_with_the_wanted_answer(topic: str):
             assert asked.answer == yes(want)
             found[want] += 1
     assert min(found.values()) > 3
+
+
+@pytest.mark.parametrize("topic", ["exist", "count_is", "color_is", "place_is", "background_is", "both", "either"])
+def test_the_words_of_a_question_alone_dont_tell_its_answer(topic: str):
+    """Saying for each wording what is most often right must stay near a coin: a high score needs the picture."""
+    rng = random.Random(topic)
+    said: dict[str, Counter[str]] = {}
+    for _ in range(3000):
+        pair = writers.mme_pair(random_scene(rng), topic, rng)
+        for asked in pair or ():
+            wording = re.sub("|".join((*SHAPES, *COLORS)), "X", asked.question)
+            said.setdefault(wording, Counter())[asked.answer] += 1
+    best = sum(max(counts.values()) for counts in said.values())
+    assert best < 0.6 * sum(counts.total() for counts in said.values())
 
 
 # =============================================================================
