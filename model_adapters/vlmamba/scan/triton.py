@@ -464,6 +464,10 @@ _UNROLL = 4
 _WARPS_WANTED = 8
 _SHORTEST_SEGMENT = 64
 
+# The backward kernels' channels and warps a program; the convolution's also has a number of tokens.
+_BACKWARD = (32, 1)
+_CONV_BACKWARD = (16, 64, 4)
+
 # Elements of the partial sums of dB and dC that a backward pass holds at a time: 1 GiB.
 _PARTIAL_SUMS = 1 << 28
 
@@ -557,8 +561,7 @@ def scan_backward(
     x, dt, B, C, dy = _dense(x), _dense(dt), _dense(B), _dense(C), _dense(dy)
     A, D, dh = A.contiguous(), D.contiguous(), dh.contiguous()
     z, dt_bias = _optional(_dense, z), _optional(_dense, dt_bias)
-    # One channel a thread: the sums dA and the gradients g live in registers beside h and A.
-    block_d, block_n = 32, triton.next_power_of_2(n)
+    (block_d, warps), block_n = _BACKWARD, triton.next_power_of_2(n)
     blocks = triton.cdiv(d, block_d)
     # The kernel visits valid tokens only.
     new = torch.empty if lengths is None else torch.zeros
@@ -582,7 +585,7 @@ def scan_backward(
             *B.stride()[:2], *C.stride()[:2], *dy.stride()[:2],
             HAS_Z=z is not None, HAS_BIAS=dt_bias is not None, HAS_LENGTHS=lengths is not None,
             CHUNK=CHECKPOINT, BLOCK_D=block_d, BLOCK_N=block_n,
-            MASKED_D=d % block_d != 0, MASKED_N=n != block_n, num_warps=1, enable_fp_fusion=True,
+            MASKED_D=d % block_d != 0, MASKED_N=n != block_n, num_warps=warps, enable_fp_fusion=True,
         )  # fmt: skip
         torch.sum(sums_B, 0, out=dB[r])
         torch.sum(sums_C, 0, out=dC[r])
@@ -630,7 +633,7 @@ def conv_backward(
     (b, length, d), k = x.shape, weight.shape[1]
     x, dy, bias, tail = _dense(x), _dense(dy), _optional(_dense, bias), _optional(_states, tail)
     dinput = torch.empty(b, k - 1 + length, d, dtype=torch.float32, device=x.device)
-    block_t, block_d = 32, 64
+    block_t, block_d, warps = _CONV_BACKWARD
     parts = triton.cdiv(k - 1 + length, block_t)
     dweight = torch.empty(b, parts, k, d, device=x.device)
     dbias = torch.empty(b, parts, d, device=x.device)
@@ -638,7 +641,7 @@ def conv_backward(
         x, weight, bias, tail, rows, lengths, dy, dinput, dweight, dbias,
         length, d, *x.stride()[:2], *weight.stride(), _row_stride(tail, rows), *dy.stride()[:2],
         HAS_BIAS=bias is not None, HAS_TAIL=tail is not None, HAS_ROWS=rows is not None,
-        HAS_LENGTHS=lengths is not None, WIDTH=k, BLOCK_T=block_t, BLOCK_D=block_d, num_warps=4, enable_fp_fusion=True,
+        HAS_LENGTHS=lengths is not None, WIDTH=k, BLOCK_T=block_t, BLOCK_D=block_d, num_warps=warps, enable_fp_fusion=True,
     )  # fmt: skip
     return dinput, dweight.sum((0, 1)).t(), dbias.sum((0, 1))
 

@@ -213,7 +213,8 @@ def _arguments(stage: Stage, folder: Path, device: str) -> TrainingArguments:
         max_grad_norm=stage.max_grad_norm,
         bf16=stage.precision == "bf16",
         tf32=True if stage.precision == "tf32" else None,
-        optim="adamw_torch",
+        optim="adamw_torch_fused",
+        logging_nan_inf_filter=False,  # it waits for the device after every step
         seed=stage.seed,
         data_seed=stage.seed,
         logging_steps=stage.log_every,
