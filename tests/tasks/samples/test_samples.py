@@ -116,7 +116,7 @@ def answer(scene: Scene, question: str) -> str:
     if m := re.fullmatch(r"Is the (.*?) (?:at|in|on) the (.*?)(?: row| column| side)? of the image\?", q):
         thing = the(scene, m[1])
         if "middle" in m[2]:
-            return yes((thing.row if "row" in q else thing.column) == 1)
+            return yes((thing.row if " row " in q else thing.column) == 1)
         edge = {"top": thing.row == 0, "bottom": thing.row == 2, "left": thing.column == 0, "right": thing.column == 2}
         return yes(edge[m[2]])
     if m := re.fullmatch(r"Is the (.*) (\w+) or (\w+)\?", q):
