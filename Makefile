@@ -13,7 +13,7 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 $(VENV)/.tested: $(VENV)/.installed
-	$(BIN)/pip install --quiet --editable ".[test,train]"
+	$(BIN)/pip install --quiet --editable ".[test]"
 	touch $@
 
 demo: $(VENV)/.installed
