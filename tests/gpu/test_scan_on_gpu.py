@@ -1,0 +1,17 @@
+"""The kernels on the GPU of this machine."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.gpu
+
+
+def test_the_kernels_equal_the_float64_definition():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    pytest.importorskip("triton")
+    from tests.gpu.scan_on_gpu import check
+
+    assert check()
