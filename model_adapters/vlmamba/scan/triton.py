@@ -641,7 +641,8 @@ def conv_backward(
         x, weight, bias, tail, rows, lengths, dy, dinput, dweight, dbias,
         length, d, *x.stride()[:2], *weight.stride(), _row_stride(tail, rows), *dy.stride()[:2],
         HAS_BIAS=bias is not None, HAS_TAIL=tail is not None, HAS_ROWS=rows is not None,
-        HAS_LENGTHS=lengths is not None, WIDTH=k, BLOCK_T=block_t, BLOCK_D=block_d, num_warps=warps, enable_fp_fusion=True,
+        HAS_LENGTHS=lengths is not None, WIDTH=k, BLOCK_T=block_t, BLOCK_D=block_d,
+        num_warps=warps, enable_fp_fusion=True,
     )  # fmt: skip
     return dinput, dweight.sum((0, 1)).t(), dbias.sum((0, 1))
 
