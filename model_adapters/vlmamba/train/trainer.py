@@ -227,6 +227,7 @@ def _arguments(stage: Stage, folder: Path, device: str) -> TrainingArguments:
         report_to="none",
         disable_tqdm=True,
         dataloader_drop_last=True,
+        dataloader_pin_memory=device != "cpu" and torch.cuda.is_available(),
         dataloader_num_workers=stage.workers,
         dataloader_persistent_workers=stage.workers > 0,
         dataloader_prefetch_factor=8 if stage.workers else None,
