@@ -1,0 +1,166 @@
+"""Contestants in turn, several times; memory; the machine.
+
+A time on its own says little on a machine that others use too. All contestants therefore take turns in one process,
+and a ratio is that of medians, with the smallest and the largest ratio within one turn beside it.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+MIB = 2**20
+
+
+@dataclass
+class Times(Generic[T]):
+    """Seconds of one contestant, one for each repeat, and what it returned the first time."""
+
+    seconds: list[float] = field(default_factory=list)
+    returned: T | None = None
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """How many times as long as another: of the medians, and within single repeats."""
+
+    of_medians: float
+    least: float
+    most: float
+
+
+def take_turns(runs: dict[str, Callable[[], T]], repeats: int, device: torch.device | str) -> dict[str, Times[T]]:
+    """Time every run `repeats` times, all in each repeat, another one first each time."""
+    names = list(runs)
+    times: dict[str, Times[T]] = {name: Times() for name in names}
+    for repeat in range(repeats):
+        first = repeat % len(names)
+        for name in names[first:] + names[:first]:
+            seconds, returned = timed(runs[name], device)
+            times[name].seconds.append(seconds)
+            if repeat == 0:
+                times[name].returned = returned
+    return times
+
+
+def timed(run: Callable[[], T], device: torch.device | str) -> tuple[float, T]:
+    """Seconds until the device is done, and what the run returned."""
+    gc.collect()
+    _synchronise(device)
+    start = time.perf_counter()
+    returned = run()
+    _synchronise(device)
+    return time.perf_counter() - start, returned
+
+
+def ratio(seconds: Sequence[float], base: Sequence[float]) -> Ratio:
+    """Of two series that were measured in turns."""
+    each = [a / b for a, b in zip(seconds, base, strict=True)]
+    return Ratio(statistics.median(seconds) / statistics.median(base), min(each), max(each))
+
+
+def _synchronise(device: torch.device | str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+# =============================================================================
+# Memory
+# =============================================================================
+
+
+class Peak:
+    """The largest memory in use above what was in use before, in bytes; None where it can't be measured."""
+
+    used: int | None = None
+
+
+@contextmanager
+def peak_memory(device: torch.device | str) -> Any:
+    """Measure a block: allocations on a CUDA device; on a CPU the process's resident memory, which Linux tells."""
+    peak = Peak()
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield peak
+        torch.cuda.synchronize(device)
+        peak.used = torch.cuda.max_memory_allocated(device) - before
+        return
+    gc.collect()
+    measurable = _reset_resident_peak()
+    before = _resident("VmRSS")
+    yield peak
+    after = _resident("VmHWM")
+    if measurable and before is not None and after is not None:
+        peak.used = max(0, after - before)
+
+
+def _reset_resident_peak() -> bool:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
+    except OSError:
+        return False
+    return True
+
+
+def _resident(key: str) -> int | None:
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    line = next((line for line in status.splitlines() if line.startswith(key + ":")), None)
+    return None if line is None else int(line.split()[1]) * 1024
+
+
+# =============================================================================
+# The machine
+# =============================================================================
+
+
+def machine(device: torch.device | str) -> dict[str, str]:
+    """What a number depends on, in words."""
+    import transformers
+
+    found = {
+        "processor": _processor(),
+        "cores": f"{os.cpu_count()}, {torch.get_num_threads()} threads used",
+        "load before": _load(),
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    if torch.device(device).type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found["GPU"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
+    return found
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux: what Python knows
+    return platform.processor() or platform.machine()
+
+
+def _load() -> str:
+    return f"{os.getloadavg()[0]:.1f} processes running" if hasattr(os, "getloadavg") else "unknown"
