@@ -70,7 +70,7 @@ def _tokens(
     """Advance the state h [n, d] by the COUNT tokens that the pointers stand at.
 
     The loads of all tokens stand before the first use of one, and the stores after the last: a store could alias a
-    load, so that the compiler would not move it.
+    load, so that the compiler would not move it. Strides are 64-bit: no offset overflows.
     """
     xs, dts, zs, Bs, Cs, ys = (), (), (), (), (), ()
     for u in tl.static_range(COUNT):
@@ -98,38 +98,11 @@ def _tokens(
 
 
 @triton.jit
-def _span(
-    h, total, start, stop, x, dt, z, B, C, y, x_l, dt_l, z_l, B_l, C_l, y_l, A2, D, bias,
-    channels, in_d, ns, in_n,
-    UNROLL: tl.constexpr, HAS_Z: tl.constexpr, SOLVE: tl.constexpr, MASKED_D: tl.constexpr, MASKED_N: tl.constexpr,
-):  # fmt: skip
-    """Advance the state h [n, d] over the tokens from `start` to `stop`. Strides are 64-bit: no offset overflows."""
-    x, dt, z = x + start * x_l, dt + start * dt_l, z + start * z_l
-    B, C, y = B + start * B_l, C + start * C_l, y + start * y_l
-    count = tl.maximum(stop - start, 0)
-    for _ in range(count // UNROLL):
-        h, total = _tokens(
-            h, total, x, dt, z, B, C, y, x_l, dt_l, z_l, B_l, C_l, y_l, A2, D, bias,
-            channels, in_d, ns, in_n, UNROLL, HAS_Z, SOLVE, MASKED_D, MASKED_N,
-        )  # fmt: skip
-        x += UNROLL * x_l
-        dt += UNROLL * dt_l
-        z += UNROLL * z_l
-        B += UNROLL * B_l
-        C += UNROLL * C_l
-        y += UNROLL * y_l
-    for _ in range(count % UNROLL):
-        h, total = _tokens(
-            h, total, x, dt, z, B, C, y, x_l, dt_l, z_l, B_l, C_l, y_l, A2, D, bias,
-            channels, in_d, ns, in_n, 1, HAS_Z, SOLVE, MASKED_D, MASKED_N,
-        )  # fmt: skip
-        x += x_l
-        dt += dt_l
-        z += z_l
-        B += B_l
-        C += C_l
-        y += y_l
-    return h, total
+def _checkpoint(checkpoints, h, t, d, n, tile, in_n, channels, CHUNK: tl.constexpr):
+    """Write the state before token t where t begins a chunk."""
+    limit = tl.where(t % CHUNK == 0, d, 0)
+    pointers = checkpoints + tl.cast(t // CHUNK, tl.int64) * n * d + tile
+    tl.store(pointers, h, mask=in_n[:, None] & (channels < limit)[None, :])
 
 
 @triton.jit(do_not_specialize=["pairs", "length", "segment"])
@@ -140,7 +113,7 @@ def _scan_kernel(
     HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_STATE: tl.constexpr, HAS_ROWS: tl.constexpr,
     HAS_LENGTHS: tl.constexpr, SOLVE: tl.constexpr, KEEP: tl.constexpr, CHUNK: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, VEC: tl.constexpr, MASKED_D: tl.constexpr, MASKED_N: tl.constexpr,
-    UNROLL: tl.constexpr,
+    UNROLL: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One row, one segment of time, one block of channels.
 
@@ -177,26 +150,35 @@ def _scan_kernel(
     stop = end
     if HAS_LENGTHS:
         stop = tl.minimum(end, tl.load(lengths + row).to(tl.int32))
-    x, dt, z, B, C, y = x + row * x_b, dt + row * dt_b, z + row * z_b, B + row * B_b, C + row * C_b, y + row * y_b
-    total = tl.zeros([BLOCK_D], tl.float32)
+    y_row = y + row * y_b
     if CHUNK > 0:
-        slots = checkpoints + row * tl.cdiv(length, CHUNK) * n * d
-        for first in range(start, stop, CHUNK):
-            tl.store(slots + tl.cast(first // CHUNK, tl.int64) * n * d + tile, h, mask=in_tile)
-            h, total = _span(
-                h, total, first, tl.minimum(first + CHUNK, stop),
-                x, dt, z, B, C, y, x_l, dt_l, z_l, B_l, C_l, y_l, A2, skip, offset,
-                channels, in_d, ns, in_n, UNROLL, HAS_Z, SOLVE, MASKED_D, MASKED_N,
-            )  # fmt: skip
-    else:
-        h, total = _span(
-            h, total, start, stop,
-            x, dt, z, B, C, y, x_l, dt_l, z_l, B_l, C_l, y_l, A2, skip, offset,
+        checkpoints += row * tl.cdiv(length, CHUNK) * n * d
+    x, dt, z = x + row * x_b + start * x_l, dt + row * dt_b + start * dt_l, z + row * z_b + start * z_l
+    B, C, y = B + row * B_b + start * B_l, C + row * C_b + start * C_l, y_row + start * y_l
+    total = tl.zeros([BLOCK_D], tl.float32)
+    count = tl.maximum(stop - start, 0)
+    # The loads of later iterations are under way while one computes: with few rows nothing else hides their latency.
+    for i in tl.range(count // UNROLL, num_stages=STAGES):
+        if CHUNK > 0:
+            _checkpoint(checkpoints, h, start + i * UNROLL, d, n, tile, in_n, channels, CHUNK)
+        h, total = _tokens(
+            h, total, x, dt, z, B, C, y, x_l, dt_l, z_l, B_l, C_l, y_l, A2, skip, offset,
             channels, in_d, ns, in_n, UNROLL, HAS_Z, SOLVE, MASKED_D, MASKED_N,
         )  # fmt: skip
+        x, dt, z = x + UNROLL * x_l, dt + UNROLL * dt_l, z + UNROLL * z_l
+        B, C, y = B + UNROLL * B_l, C + UNROLL * C_l, y + UNROLL * y_l
+    for i in range(count % UNROLL):
+        if CHUNK > 0:
+            _checkpoint(checkpoints, h, start + count // UNROLL * UNROLL + i, d, n, tile, in_n, channels, CHUNK)
+        h, total = _tokens(
+            h, total, x, dt, z, B, C, y, x_l, dt_l, z_l, B_l, C_l, y_l, A2, skip, offset,
+            channels, in_d, ns, in_n, 1, HAS_Z, SOLVE, MASKED_D, MASKED_N,
+        )  # fmt: skip
+        x, dt, z = x + x_l, dt + dt_l, z + z_l
+        B, C, y = B + B_l, C + C_l, y + y_l
     if SOLVE and HAS_LENGTHS:
         for t in range(tl.maximum(start, stop), end):
-            tl.store(y + t * y_l + channels, tl.zeros([BLOCK_D], y.dtype.element_ty), mask=in_d)
+            tl.store(y_row + t * y_l + channels, tl.zeros([BLOCK_D], y.dtype.element_ty), mask=in_d)
     if KEEP:
         tl.store(new_state + slot * n * d + tile, h, mask=in_tile)
         if not SOLVE:
@@ -243,7 +225,7 @@ def _scan_backward_kernel(
     x_b, x_l, dt_b, dt_l, z_b, z_l, B_b, B_l, C_b, C_l, dy_b, dy_l,
     HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LENGTHS: tl.constexpr,
     CHUNK: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
-    MASKED_D: tl.constexpr, MASKED_N: tl.constexpr,
+    MASKED_D: tl.constexpr, MASKED_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One row and one block of channels. dA, dD: sums over the row's tokens. dB, dC: sums over the block's channels."""
     block = tl.program_id(0)
@@ -264,8 +246,7 @@ def _scan_backward_kernel(
     scratch += (row * tl.num_programs(0) + block) * CHUNK * BLOCK_N * BLOCK_D
     local = ns[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
 
-    Af = tl.load(A + tile, mask=in_tile, other=0.0).to(tl.float32)  # [n, d]
-    A2 = Af * _LOG2E
+    A2 = tl.load(A + tile, mask=in_tile, other=0.0).to(tl.float32) * _LOG2E  # [n, d]
     skip = tl.load(D + channels, mask=in_d, other=0.0).to(tl.float32)  # [d]
     offset = tl.zeros([BLOCK_D], tl.float32)
     if HAS_BIAS:
@@ -283,14 +264,14 @@ def _scan_backward_kernel(
         first = chunk * CHUNK
         last = tl.minimum(first + CHUNK, stop)
         h = tl.load(checkpoints + tl.cast(chunk, tl.int64) * n * d + tile, mask=in_tile, other=0.0)
-        for t in range(first, last):
+        for t in tl.range(first, last, num_stages=STAGES):
             tl.store(scratch + (t - first) * BLOCK_N * BLOCK_D + local, h)
             xt = _load(x + t * x_l + channels, in_d, MASKED_D)
             step = _softplus(_load(dt + t * dt_l + channels, in_d, MASKED_D) + offset)
             Bt = _load(B + t * B_l + ns, in_n, MASKED_N)
             h = tl.exp2(step[None, :] * A2) * h + Bt[:, None] * (step * xt)[None, :]
         tl.debug_barrier()
-        for back in range(last - first):
+        for back in tl.range(last - first, num_stages=STAGES):
             t = last - 1 - back
             before = tl.load(scratch + (t - first) * BLOCK_N * BLOCK_D + local)  # h_(t-1)
             xt = _load(x + t * x_l + channels, in_d, MASKED_D)
@@ -317,7 +298,7 @@ def _scan_backward_kernel(
             sum_A += q * step[None, :]
             sum_D += grad * xt
             dxt = grad * skip + dinput * step
-            draw = (tl.sum(q * Af, 0) + dinput * xt) * _sigmoid(raw)
+            draw = (tl.sum(q * A2, 0) / _LOG2E + dinput * xt) * _sigmoid(raw)
             tl.store(dx + tl.cast(t, tl.int64) * d + channels, dxt.to(dx.dtype.element_ty), mask=in_d)
             tl.store(ddt + tl.cast(t, tl.int64) * d + channels, draw.to(ddt.dtype.element_ty), mask=in_d)
             g = decay * g
@@ -459,6 +440,7 @@ def _conv_backward_kernel(
 # Channels that a thread holds: two halve the loads of B and C, and fill a 32-bit load of bfloat16.
 _CHANNELS_PER_THREAD = 2
 _UNROLL = 4
+_STAGES = 3
 
 # Warps that a multiprocessor wants before time is cut into segments, and the shortest segment worth its two passes.
 _WARPS_WANTED = 8
@@ -466,7 +448,7 @@ _SHORTEST_SEGMENT = 64
 
 # The backward kernels' channels and warps a program; the convolution's also has a number of tokens.
 _BACKWARD = (32, 1)
-_CONV_BACKWARD = (16, 64, 4)
+_CONV_BACKWARD = (32, 64, 4)
 
 # Elements of the partial sums of dB and dC that a backward pass holds at a time: 1 GiB.
 _PARTIAL_SUMS = 1 << 28
@@ -504,7 +486,7 @@ def selective_scan(
     z, dt_bias, state = _optional(_dense, z), _optional(_dense, dt_bias), _optional(_states, state)
 
     vec, block_d, block_n = _tile(d, n)
-    blocks = triton.cdiv(d, block_d)
+    blocks, unroll = triton.cdiv(d, block_d), _UNROLL if length >= _UNROLL else 1
     if segments is None:
         segments = _segments(x.device, b * blocks, length)
     segment = triton.cdiv(triton.cdiv(length, segments), CHECKPOINT) * CHECKPOINT
@@ -524,7 +506,7 @@ def selective_scan(
             HAS_ROWS=start_rows is not None, HAS_LENGTHS=lengths is not None,
             SOLVE=solve, KEEP=end is not None, CHUNK=0 if keep is None else CHECKPOINT,
             BLOCK_D=block_d, BLOCK_N=block_n, VEC=vec, MASKED_D=d % block_d != 0, MASKED_N=n != block_n,
-            UNROLL=_UNROLL if length >= _UNROLL else 1, num_warps=1, enable_fp_fusion=True,
+            UNROLL=unroll, STAGES=_STAGES if length > 2 * unroll else 1, num_warps=1, enable_fp_fusion=True,
         )  # fmt: skip
 
     if segments == 1:
@@ -585,7 +567,8 @@ def scan_backward(
             *B.stride()[:2], *C.stride()[:2], *dy.stride()[:2],
             HAS_Z=z is not None, HAS_BIAS=dt_bias is not None, HAS_LENGTHS=lengths is not None,
             CHUNK=CHECKPOINT, BLOCK_D=block_d, BLOCK_N=block_n,
-            MASKED_D=d % block_d != 0, MASKED_N=n != block_n, num_warps=warps, enable_fp_fusion=True,
+            MASKED_D=d % block_d != 0, MASKED_N=n != block_n, STAGES=_STAGES,
+            num_warps=warps, enable_fp_fusion=True,
         )  # fmt: skip
         torch.sum(sums_B, 0, out=dB[r])
         torch.sum(sums_C, 0, out=dC[r])
