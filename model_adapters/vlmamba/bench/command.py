@@ -104,6 +104,7 @@ def _subject(
     seed: int,
     peers: bool,
 ) -> Any:
+    from model_adapters.base import Deferred
     from model_adapters.registry import load
 
     from ..adapter import VLMambaAdapter
@@ -115,7 +116,8 @@ def _subject(
             raise UsageError(f"Unknown shape {shape!r}. There are: {', '.join(MAMBA)}.")
         return of_shape(f"mamba-{shape}", MAMBA[shape], device=device, dtype=dtype, seed=seed, keep_parameters=peers)
     assert model is not None  # noqa: S101 - one of the two is given
-    adapter = load(model, weights=weights, device=device, dtype=dtype, random_init=random_init, seed=seed)
+    found = load(model, weights=weights, device=device, dtype=dtype, random_init=random_init, seed=seed)
+    adapter = found.load() if isinstance(found, Deferred) else found
     if not isinstance(adapter, VLMambaAdapter):
         raise UsageError(f"{model} is no VL-Mamba; the bench measures its engine's modes.")
     return of_adapter(adapter, seed)

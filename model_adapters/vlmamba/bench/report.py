@@ -143,6 +143,11 @@ def notes(rows: Sequence[Row]) -> list[str]:
             "on. Peak memory is above the weights; kept is what must stay to go on.",
             "Ratios are to `whole` at the same length.",
         ]
+    elif first.profile == "images":
+        said = [
+            f"One image of {first.prefix_tokens} tokens with what stands before it, and more and more questions of 20 "
+            f"to 40 tokens with answers of 4. Ratios are to `{first.mode}` with as many questions."
+        ]
     else:
         said = [
             f"An image is {first.prefix_tokens} tokens with what stands before it, a question "
@@ -167,6 +172,8 @@ def show(rows: Sequence[Row], machine: Mapping[str, str]) -> None:
     from rich.table import Table
 
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
     header, *body = table(rows)
     grid = Table(title=f"{rows[0].model}, {rows[0].profile}", title_justify="left")
     for name in header:

@@ -232,14 +232,14 @@ class Writer:
 
     def text(self, tokens: int) -> str:
         """Random words; at least one, where the template alone is as long."""
-        words, text = max(1, tokens - self.base), ""
-        for _ in range(4):  # a word beside a template's piece can merge with it
-            text = " ".join(self.rng.choice(self.words) for _ in range(words))
-            excess = self._count(text) - tokens
-            if excess == 0 or words == 1:
-                return text
-            words = max(1, words - excess)
-        raise ModelError(f"the tokenizer makes no text of {tokens} tokens; the last try was {text!r}")
+        words = [self.rng.choice(self.words) for _ in range(max(1, tokens - self.base))]
+        for _ in range(4):  # the first word stands behind no space and may be more than one token
+            excess = self._count(" ".join(words)) - tokens
+            if excess == 0 or (excess > 0 and len(words) == 1):
+                return " ".join(words)
+            words = words[: max(1, len(words) - excess)]
+            words += [self.rng.choice(self.words) for _ in range(-excess)]
+        raise ModelError(f"the tokenizer makes no text of {tokens} tokens; the last try was {' '.join(words)!r}")
 
     def _count(self, text: str) -> int:
         return sum(len(self.engine.encode(piece)) for piece in _asked(self.engine, text))
