@@ -10,5 +10,6 @@
     checkpoint       a model as a folder
     assemble         a checkpoint from published parts
     engine           an image is read once: prefix states forked to all questions
+    decoder          rows of many images take their steps together
     adapter          the engine behind the harness's protocol
 """

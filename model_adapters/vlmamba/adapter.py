@@ -33,7 +33,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 class VLMambaAdapter:
     """Answers questions with a VL-Mamba; `model_adapters.base` documents the protocol.
 
-    `engine.images_encoded` counts the images that were read. `sharing=False` answers every question by itself.
+    `sharing=False` answers every question by itself, from the pixels on.
     """
 
     def __init__(
@@ -50,6 +50,11 @@ class VLMambaAdapter:
         self.engine = Engine(model, tokenizer, sharing=sharing, limits=limits)
         self.info = describe(model.config, weights, device, model.language_model.blocks[0].mixer.dtype)
         self._config = model.config
+
+    @property
+    def images_encoded(self) -> int:
+        """How many images went through the encoder so far."""
+        return self.engine.images_encoded
 
     def prepare(self, image: Image.Image) -> Tensor:
         """A decoded image -> uint8 [3, h, w] as the encoder wants it. Thread-safe."""

@@ -82,7 +82,8 @@ class VisionTower(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Random weights: matrices by fan-in, biases zero, norms one."""
-        for name, parameter in self.named_parameters():
+        # By name, so that a seed means the same whatever order a version of transformers makes its layers in.
+        for name, parameter in sorted(self.named_parameters()):
             if "norm" in name and name.endswith("weight"):
                 nn.init.ones_(parameter)
             elif name.endswith("bias"):
@@ -117,5 +118,5 @@ def _transformers_tower(config: VisionConfig) -> nn.Module:
         model = SiglipVisionModel(SiglipVisionConfig(**shared, vision_use_head=False))
     else:
         model = CLIPVisionModel(CLIPVisionConfig(**shared))
-    # transformers before 5.6 keeps the same modules one level deeper.
+    # Earlier versions of transformers keep the same modules one level deeper.
     return cast(nn.Module, getattr(model, "vision_model", model))
