@@ -567,7 +567,7 @@ def scan_backward(
             *B.stride()[:2], *C.stride()[:2], *dy.stride()[:2],
             HAS_Z=z is not None, HAS_BIAS=dt_bias is not None, HAS_LENGTHS=lengths is not None,
             CHUNK=CHECKPOINT, BLOCK_D=block_d, BLOCK_N=block_n,
-            MASKED_D=d % block_d != 0, MASKED_N=n != block_n, STAGES=_STAGES,
+            MASKED_D=d % block_d != 0, MASKED_N=n != block_n, STAGES=1,
             num_warps=warps, enable_fp_fusion=True,
         )  # fmt: skip
         torch.sum(sums_B, 0, out=dB[r])
