@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest, bootstrap
 
 from tasks.base import Task
 from tests.toys import ToyTask, reference
-from vlmamba_eval.stats import Score, Sums, interval, summarise, wilson
+from vlmamba_eval.stats import Score, Sums, _exact_parts, interval, summarise, wilson
 from vlmamba_eval.types import Graded, Metric, Sample, Verdict
 
 
@@ -65,6 +70,60 @@ def test_equal_answers_within_an_image_widen_the_interval() -> None:
     single = headline(graded([[credit] for credit in images]))
     assert clustered.ci_low == pytest.approx(single.ci_low, abs=1.5)
     assert clustered.ci_high == pytest.approx(single.ci_high, abs=1.5)
+
+
+def test_the_interval_equals_scipys_bootstrap_over_images() -> None:
+    """A ratio of sums over 120 images, twice: a percentile bootstrap that this project did not write."""
+    rng = np.random.default_rng(5)
+    images = [list((rng.random(rng.integers(1, 9)) < rng.beta(6, 3)).astype(float)) for _ in range(120)]
+    score = headline(graded(images))
+
+    def accuracy(chosen: np.ndarray) -> float:
+        return 100 * sum(sum(images[i]) for i in chosen) / sum(len(images[i]) for i in chosen)
+
+    theirs = bootstrap(
+        (np.arange(120),), accuracy, n_resamples=4000, vectorized=False, method="percentile"
+    ).confidence_interval
+    assert score.ci_low == pytest.approx(theirs.low, abs=0.8)  # the Monte Carlo error of an end is about 0.15
+    assert score.ci_high == pytest.approx(theirs.high, abs=0.8)
+
+
+THREADS = """
+import random, sys
+from tests.toys import ToyTask, reference
+from vlmamba_eval.stats import summarise
+from vlmamba_eval.types import Graded, Sample, Verdict
+rng = random.Random(0)
+items = [
+    Graded(
+        Sample(f"{i}-{q}", reference(f"image {i}"), "?", "red", groups=(f"group {rng.randint(0, 40)}",)),
+        Verdict("red", rng.choice([0.0, 0.3, 1 / 3, 0.6, 0.9, 1.0])),
+    )
+    for i in range(1500)
+    for q in range(3)
+]
+print(summarise(ToyTask(), items))
+"""
+
+
+def test_scores_are_the_same_to_the_last_digit_on_any_number_of_threads() -> None:
+    """Matrix products add up in another order with other threads or on another processor; exact sums don't care."""
+    found = set()
+    for threads, processor in (("1", ""), ("2", ""), ("1", "Nehalem")):
+        environment = os.environ | {"OPENBLAS_NUM_THREADS": threads, "OPENBLAS_CORETYPE": processor}
+        found.add(
+            subprocess.run([sys.executable, "-c", THREADS], check=True, capture_output=True, env=environment).stdout
+        )
+    assert len(found) == 1
+
+
+@given(st.lists(st.floats(0, 1000), min_size=1, max_size=50), st.randoms())
+def test_sums_of_the_exact_parts_do_not_depend_on_the_order(values: list[float], rng: random.Random) -> None:
+    table = np.array(values)
+    shuffled = np.array(rng.sample(values, len(values)))
+    for part, other in zip(_exact_parts(table), _exact_parts(shuffled), strict=True):
+        assert np.add.accumulate(part)[-1] == np.add.accumulate(other)[-1] == math.fsum(part)
+    assert sum(_exact_parts(table)) == pytest.approx(table, rel=1e-15, abs=1e-18)
 
 
 def test_the_interval_covers_the_truth_in_about_95_of_100_cases() -> None:
