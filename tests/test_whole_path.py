@@ -105,9 +105,10 @@ def interrupted(out: Path, number: int) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(arguments, child.returncode, output, errors)
 
 
-def test_an_interruption_is_resumable_and_says_so(tmp_path: Path) -> None:
-    done = interrupted(tmp_path, signal.SIGINT)
-    assert done.returncode == 130, done.stderr
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_is_resumable_and_says_so(tmp_path: Path, number: int, code: int) -> None:
+    done = interrupted(tmp_path, number)
+    assert done.returncode == code, done.stderr
     assert "run the same command again to resume" in done.stderr
     again = evaluate("--tasks", "pope", "--data", "samples", "--out", tmp_path)
     assert again.returncode == 0, again.stderr

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -129,6 +131,17 @@ def picture(colour: str = "red", size: tuple[int, int] = (8, 8), kind: str = "PN
     buffer = io.BytesIO()
     Image.new("RGB", size, colour).save(buffer, kind)
     return buffer.getvalue()
+
+
+def png_with(name: bytes, body: bytes) -> bytes:
+    """A PNG of one pixel with one chunk of its own making before the pixels; as header it replaces the true one."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    chunks = {b"IHDR": struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0)} | {name: body}
+    pixels = {b"IDAT": zlib.compress(bytes(4)), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*item) for item in (chunks | pixels).items())
 
 
 def reference(key: str, content: bytes = b"") -> ImageRef:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 from pathlib import Path
@@ -193,7 +194,9 @@ def _evaluate(
     return _finish(outcomes, out)
 
 
-@cli.command(epilog="Exit codes are those of `vlmamba-eval --help`.")
+@cli.command(
+    short_help="Score anybody's answers into the same tables.", epilog="Exit codes are those of `vlmamba-eval --help`."
+)
 @click.option("--task", required=True, help="The benchmark that the answers are for (see `list tasks`).")
 @click.option(
     "--answers",
@@ -220,7 +223,7 @@ def score(task: str, answers: Path, data: str, out: Path, name: str | None, allo
     sys.exit(_finish([outcome], out))
 
 
-@cli.command()
+@cli.command(short_help="Show the tables again, from runs on disk.")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
 @click.option(
     "--baselines",
@@ -241,7 +244,7 @@ def report(runs: tuple[Path, ...], baselines: str | None, out: Path | None) -> N
     _report(list(dict.fromkeys(folders)), baselines, out, relative_to=out or Path())
 
 
-@cli.command()
+@cli.command(short_help="Check a data folder: what is there, what is missing.")
 @click.option("--tasks", required=True, metavar="A,B,C", help="Benchmarks by name (see `list tasks`).")
 @click.option("--data", required=True, metavar="hub|DIR", help="The folder to look into, or `hub` to download.")
 def prepare(tasks: str, data: str) -> None:
@@ -257,7 +260,7 @@ def prepare(tasks: str, data: str) -> None:
     sys.exit(COMPLETE if all(state.ready for state in states) else INCOMPLETE)
 
 
-@cli.command()
+@cli.command(short_help="Write the file that a benchmark's server wants.")
 @click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
 @click.option("--data", metavar="hub|DIR", help="Where the benchmark lies. Default: where the run read it.")
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Default: RUN/submission.")
@@ -269,7 +272,7 @@ def submit(run: Path, data: str | None, out: Path | None) -> None:
         click.echo(path.resolve())
 
 
-@cli.command()
+@cli.command(short_help="Have a model grade a run's answers (MM-Vet).")
 @click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
 @click.option("--judge-url", required=True, metavar="URL", help="An OpenAI-compatible endpoint, for example .../v1.")
 @click.option("--judge-model", required=True, metavar="NAME", help="The judge's name at that endpoint.")
@@ -286,7 +289,7 @@ def judge(run: Path, judge_url: str, judge_model: str, data: str | None) -> None
     _report([run], None, None, relative_to=Path())
 
 
-@cli.command()
+@cli.command(short_help="Build a checkpoint folder from published parts.")
 @click.argument("model", metavar="NAME")
 @click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="The checkpoint to write.")
 @click.option("--vision", metavar="ID|DIR", help="A SigLIP or CLIP of transformers. Default: the model's own.")
@@ -334,12 +337,73 @@ def assemble(
     click.echo(out.resolve())
 
 
+@cli.command(short_help="Measure the speed of this machine.")
+@click.option("--model", metavar="NAME|PATH", help="A whole model by name, or a checkpoint folder.")
+@click.option("--shape", metavar="130m|370m|790m|1.4b|2.8b", help="A Mamba language model alone, with random weights.")
+@click.option(
+    "--weights", metavar="DIR", type=click.Path(path_type=Path), help="The checkpoint folder for a named model."
+)
+@click.option("--random-init", is_flag=True, help="Random weights for --model; a --shape always has them.")
+@click.option("--device", metavar="cpu|cuda", default="auto", show_default=True)
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="Precision of the weights. auto: float32 on cpu, bfloat16 on cuda.",
+)
+@click.option(
+    "--profile",
+    type=click.Choice(["uniform", "gqa", "pope", "vqav2", "mme", "lengths", "images"]),
+    default="uniform",
+    show_default=True,
+    help="What is asked: 18 questions of 20 to 40 tokens about an image, a benchmark's questions, texts of growing "
+    "length, or more and more questions about an image.",
+)
+@click.option(
+    "--modes",
+    metavar="A,B,C",
+    default="shared,unshared",
+    show_default=True,
+    help="Ours: shared, unshared (micro-batches that read the image for every question), one-by-one. Ratios are to "
+    "the first.",
+)
+@click.option(
+    "--peers",
+    metavar="A,B",
+    default="",
+    help="With --shape: transformers (a question at a time), transformers-batched. They answer a part of the "
+    "questions where all would take too long, and the table says so.",
+)
+@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Turns of every mode.")
+@click.option("--images", type=click.IntRange(min=1), help="Images of a profile. Default: 1 on cpu, 32 on cuda.")
+@click.option("--lengths", metavar="A,B,C", default="", help="Tokens. Default: 512 to 4096 on cpu, to 65536 on cuda.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), default=Path("results/bench"), show_default=True)
+def bench(modes: str, peers: str, lengths: str, **options: Any) -> None:
+    """Measure the speed of this machine: the engine's modes and transformers, in turns within one process.
+
+    Prints a table of times and ratios with their spread, and writes it as CSV, Markdown and, where matplotlib is
+    installed (the extra `bench`), a figure.
+    """
+    from model_adapters.vlmamba.bench.command import bench as measure
+
+    try:
+        tokens = [int(length) for length in _names(lengths)]
+    except ValueError:
+        raise UsageError(f"--lengths {lengths}: expected numbers of tokens, separated by commas.") from None
+    command = "vlmamba-eval " + " ".join(sys.argv[1:])
+    paths = measure(modes=_names(modes), peers=_names(peers), lengths=tokens, command=command, say=_say, **options)
+    for path in paths:
+        click.echo(path.resolve())
+
+
 @cli.group(name="list")
 def list_() -> None:
     """Show what there is: tasks, models."""
 
 
-@list_.command(name="tasks")
+@list_.command(name="tasks", short_help="Benchmarks: split, size, headline, who scores.")
 def list_tasks() -> None:
     """Benchmarks: what they measure, their split and size, and who scores them."""
     from tasks.registry import all_tasks
@@ -363,7 +427,7 @@ def list_tasks() -> None:
     _print_columns(rows)
 
 
-@list_.command(name="models")
+@list_.command(name="models", short_help="Models by name.")
 def list_models() -> None:
     """Models by name; any checkpoint folder can be given instead."""
     from model_adapters.registry import MODELS
@@ -382,10 +446,14 @@ def _print_columns(rows: list[tuple[str, ...]]) -> None:
 # =============================================================================
 
 
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def _tasks(names: str) -> list[Any]:
     from tasks.registry import get_task
 
-    chosen = [name.strip() for name in names.split(",") if name.strip()]
+    chosen = _names(names)
     if not chosen:
         raise UsageError("--tasks names no task. `vlmamba-eval list tasks` shows what there is.")
     return [get_task(name) for name in dict.fromkeys(chosen)]
@@ -410,7 +478,8 @@ def _finish(outcomes: list[Outcome], out: Path) -> int:
             click.echo(
                 f"{scores['title']} is INCOMPLETE: {scores['n_missing']:,} of {scores['n']:,} answers missing, "
                 f"{scores['n_error']:,} failed; they count as wrong. See {outcome.folder.resolve()}/answers.jsonl; "
-                "running the same command again asks them again.",
+                "running the same command again asks them again. A question that makes the model fail takes its batch "
+                "with it; --batch-tokens 1 keeps each image apart.",
                 err=True,
             )
     return code
@@ -443,8 +512,8 @@ def _report(folders: list[Path], baselines: str | None, out: Path | None, relati
             click.echo(path)
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, taken like an interruption."""
+class _Terminated(BaseException):
+    """SIGTERM. No KeyboardInterrupt, which click would turn into an `Abort`, the sign of Ctrl-C."""
 
 
 def _on_terminate(number: int, frame: object) -> NoReturn:
@@ -454,6 +523,9 @@ def _on_terminate(number: int, frame: object) -> NoReturn:
 def main() -> NoReturn:
     """The console script. Ends with one of the documented exit codes."""
     signal.signal(signal.SIGTERM, _on_terminate)
+    for stream in (sys.stdout, sys.stderr):  # a terminal that can't show a dagger, or a file name, is no failure
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = cli(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else COMPLETE)
@@ -468,7 +540,7 @@ def main() -> NoReturn:
     except EvalError as error:
         _say(f"Error: {error}")
         sys.exit(FAILED)
-    except (KeyboardInterrupt, click.Abort) as error:
+    except (KeyboardInterrupt, click.Abort, _Terminated) as error:
         _say("Interrupted. What was answered is safe: run the same command again to resume.")
         sys.exit(TERMINATED if isinstance(error, _Terminated) else INTERRUPTED)
     except BrokenPipeError:
@@ -482,4 +554,6 @@ def main() -> NoReturn:
 
 
 def _say(message: str) -> None:
-    click.echo(message, err=True)
+    from vlmamba_eval.report.text import printable
+
+    click.echo(printable(message), err=True)

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-MAX_PIXELS = 64_000_000  # far above any benchmark image, far below what would exhaust memory
+# Far above any benchmark image, far below what would exhaust memory, also when a strip is padded to a square.
+MAX_PIXELS = 64_000_000
+MAX_SIDE = 10_000
 MAX_IMAGE_BYTES = 64 * 2**20
 
 
@@ -149,10 +151,10 @@ class Folder:
         """The first of the candidate paths that exists. `what` says in words what is looked for, for the error."""
         found = self.find_optional(*candidates)
         if found is None:
-            looked = "\n  ".join(str(self._roots[0] / name) for name in candidates)
+            looked = "\n  ".join(str(root / name) for root in self._roots for name in candidates)
             raise DataError(
                 f"{what} not found. Looked for:\n  {looked}\n"
-                f"(and the same under {self.root}). Put it there, or give another folder with --data; "
+                "Put it there, or give another folder with --data; "
                 "`vlmamba-eval prepare` lists every file that a benchmark needs and where it comes from."
             )
         return found
@@ -451,8 +453,11 @@ def open_image(ref: ImageRef) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(raw), formats=IMAGE_FORMATS) as image:
                 width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise DataError(f"{ref.where}: {width} x {height} pixels; at most {MAX_PIXELS:,} are decoded.")
+                if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+                    raise DataError(
+                        f"{ref.where}: {width:,} x {height:,} pixels; at most {MAX_PIXELS:,} are decoded, "
+                        f"and {MAX_SIDE:,} a side."
+                    )
                 return image.convert("RGB")
     except DataError:
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -131,13 +132,14 @@ def _count_problem(task: Task, samples: Sequence[Sample]) -> str:
 
 
 def _refuse_duplicates(task: Task, samples: Iterable[Sample]) -> None:
+    """Ids that only differ in white space at their ends, or in how Unicode spells a letter, are the same id."""
     seen: dict[str, Sample] = {}
     for sample in samples:
-        other = seen.setdefault(sample.id, sample)
+        other = seen.setdefault(unicodedata.normalize("NFC", sample.id).strip(), sample)
         if other is not sample:
             raise DataError(
-                f"{sample.where or task.info.name}: question id {sample.id!r} occurs twice; "
-                f"the first is at {other.where or 'an earlier row'}. Ids must be unique: remove one of the rows."
+                f"{sample.where or task.info.name}: question id {sample.id!r} occurs twice; the first, "
+                f"{other.id!r}, is at {other.where or 'an earlier row'}. Ids must be unique: remove one of the rows."
             )
 
 
@@ -219,7 +221,7 @@ def read_answer_file(dataset: Dataset, path: Path) -> dict[str, Answer]:
                 "Remove one of them."
             )
         if prompt and not _mentions(task.prompt(sample), prompt):
-            foreign.append(f"{row.where}: {prompt.strip().splitlines()[0][:60]!r}")
+            foreign.append(f"{row.where}: {prompt.strip()[:60]!r}")
         answers[sample.id] = Answer(sample.id, Generation(text, prompt, 0, "unknown"))
         where[sample.id] = row.where
     if n == 0:

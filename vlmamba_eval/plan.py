@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePath
 
 from vlmamba_eval.types import DataError, ImageRef, Question, Sample
 
@@ -95,13 +95,14 @@ def limited(samples: Sequence[Sample], limit: int, seed: int) -> list[Sample]:
 
 
 def _equal_pictures(images: Iterable[ImageRef]) -> dict[str, str]:
-    """From each key to the first key with the same content, where file names give reason to look.
+    """From each key to the first key with the same content, for pictures in files of one name.
 
     COCO val2014 serves VQAv2 and POPE, often from two folders: files of one name are compared by their sha256.
     """
     by_name: dict[str, dict[str, ImageRef]] = defaultdict(dict)
     for image in images:
-        by_name[PurePath(image.path or image.key).name].setdefault(image.key, image)
+        if image.path:
+            by_name[os.path.basename(image.path)].setdefault(image.key, image)
     same: dict[str, str] = {}
     for candidates in by_name.values():
         if len(candidates) < 2:

@@ -239,25 +239,27 @@ def _generate(
             for batch, prepared in _prepared(adapter, batches(groups, info.image_tokens, budget), pool):
                 results = _answer_batch(answer, batch, prepared, info.image_tokens, progress)
                 lines: dict[str, list[Answer]] = defaultdict(list)
-                credits: list[float] = []
-                errors = 0
                 for group, result in zip(batch, results, strict=True):
                     for job, outcome in zip(group.jobs, result, strict=True):
                         for task, sample_id in job.recipients:
                             lines[task].append(_as_answer(sample_id, outcome))
-                            errors += isinstance(outcome, Failure)
-                            dataset, samples = tasks[task]
-                            sample = samples[sample_id]
-                            if isinstance(outcome, Generation) and sample.target is not None:
-                                text = answer_text(dataset.task, sample, outcome)
-                                credits.append(dataset.task.grade(sample, text).credit)
-                for task, answers in lines.items():
+                for task, answers in lines.items():  # on the disk before anything else is done with them
                     runs[task].append(answers)
+                done = [(*tasks[task], answer) for task, answers in lines.items() for answer in answers]
+                errors = sum(answer.failure is not None for _, _, answer in done)
                 images = sum(group.image is not None for group in batch)
-                progress.advance(images, sum(map(len, lines.values())), errors, credits)
+                progress.advance(images, len(done), errors, list(_credits(done)))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _credits(done: Sequence[tuple[Dataset, Mapping[str, Sample], Answer]]) -> Iterator[float]:
+    """What the answers that can be scored are worth, for the running score."""
+    for dataset, samples, answer in done:
+        sample = samples[answer.id]
+        if answer.generation is not None and sample.target is not None:
+            yield dataset.task.grade(sample, answer_text(dataset.task, sample, answer.generation)).credit
 
 
 def _prepared(
@@ -296,6 +298,10 @@ def _answer_batch(
         except DataError as error:
             results[i] = [Failure("data_error", str(error))] * len(group.jobs)
             progress.note(str(error))
+        except Exception as error:  # noqa: BLE001 - an adapter that can't stand a picture fails its questions alone
+            failure = Failure("model_error", f"{type(error).__name__}: {error}")
+            results[i] = [failure] * len(group.jobs)
+            progress.note(f"{group.image.where if group.image else 'a text'} can't be prepared: {failure.message}")
         else:
             ready.append((i, ImageQuestions(image, tuple(job.question for job in group.jobs))))
     if ready:

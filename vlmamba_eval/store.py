@@ -14,6 +14,7 @@ before it is refused, never skipped. Only one process at a time may write to a r
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -40,6 +41,8 @@ MANIFEST, ANSWERS, TELEMETRY, SCORES, DONE = (
     "DONE",
 )
 
+FORMAT = 1  # of all these files; a reader of another one refuses them
+
 
 def run_key(manifest: Mapping[str, Any]) -> str:
     """Twelve hexadecimal digits of the sha256 of what decides the answers (the manifest's canonical JSON)."""
@@ -53,20 +56,21 @@ def canonical_json(value: Any) -> str:
 
 def folder_name(name: str) -> str:
     """A name that is safe as one folder: letters, digits, dot, dash, underscore."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "model"
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name)[:80].strip("._") or "model"
 
 
 def write_atomic(path: Path, content: str) -> None:
     """Write a text file so that a reader sees the old content or the new one, also after a power failure.
 
-    Temporary file in the same folder, flush, fsync, rename, fsync of the folder. Raises `StoreError`.
+    Temporary file in the same folder, flush, fsync, rename, fsync of the folder. What has no UTF-8 (a lone surrogate)
+    is written as its JSON escape. Raises `StoreError`.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(content.encode())
+                file.write(content.encode(errors="backslashreplace"))
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)
@@ -92,7 +96,7 @@ class Run:
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
         self.folder = folder
-        self.manifest = dict(manifest)
+        self.manifest = {"format": FORMAT, **manifest}
         self.answers: dict[str, Answer] = {}
         self._lock = FileLock(str(folder / ".lock"))
         self._file: BinaryIO | None = None
@@ -115,6 +119,7 @@ class Run:
             self._check_manifest()
             self.answers, self._size = _load_answers(self.folder / ANSWERS, heal=True)
             self._file = open(self.folder / ANSWERS, "ab", buffering=0)
+            _sync_folder(self.folder)
         except BaseException:
             self._lock.release()
             raise
@@ -163,16 +168,20 @@ class Run:
 
     def finish(self, scores: Mapping[str, Any], *, complete: bool) -> None:
         """Write the derived files, `DONE` last and only where every question has an answer."""
-        write_json(self.folder / SCORES, scores)
+        write_json(self.folder / SCORES, {"format": FORMAT, **scores})
         if complete:
             write_atomic(self.folder / DONE, "")
         else:
             (self.folder / DONE).unlink(missing_ok=True)
 
     def log(self, **event: Any) -> None:
-        """Append to the telemetry, which no derived file reads."""
-        with open(self.folder / TELEMETRY, "a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
+        """Append to the telemetry, which no derived file reads. Raises `StoreError`."""
+        path = self.folder / TELEMETRY
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(event) + "\n")
+        except OSError as error:
+            raise StoreError(_cannot_write(path, error)) from error
 
 
 # =============================================================================
@@ -198,10 +207,11 @@ def read_answers(folder: Path) -> dict[str, Answer]:
 def data_source(folder: Path) -> str | None:
     """Where the data of a run was read from last (`hub`, `samples`, or a folder), as its telemetry remembers."""
     path = folder / TELEMETRY
-    if not path.exists():
-        return None
-    events = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-    return next((event["data"] for event in reversed(events) if "data" in event), None)
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # torn by a crash, or an event of another kind
+            return str(json.loads(line)["data"])
+    return None
 
 
 def find_runs(root: Path) -> list[Path]:
@@ -278,6 +288,11 @@ def _read_json(path: Path, hint: str) -> dict[str, Any]:
         raise StoreError(f"{path} cannot be read ({error}).") from None
     if not isinstance(value, dict):
         raise StoreError(f"{path}: expected an object, found {type(value).__name__}.")
+    if value.get("format") != FORMAT:
+        raise StoreError(
+            f"{path} is of format {value.get('format')!r}; this version of vlmamba-eval reads format {FORMAT}. "
+            "Read it with the version that wrote it, or evaluate again with another --out."
+        )
     return value
 
 
@@ -293,12 +308,14 @@ def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str
 
 
 def _cannot_write(path: Path, error: OSError) -> str:
-    existing = next((p for p in (path, *path.parents) if p.exists()), Path("/"))
-    free = shutil.disk_usage(existing).free
+    remedy = "Give another folder with --out"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        existing = next((p for p in (path, *path.parents) if os.path.exists(p)), Path("/"))
+        free = shutil.disk_usage(existing).free / 2**20
+        remedy = f"{free:,.1f} MiB are free there: make room, or give another folder"
     return (
-        f"{path} cannot be written ({error.strerror or error}); {free / 2**20:,.0f} MiB are free there. "
-        "What was answered before is safe. "
-        "Make room, or give another folder with --out, and run the same command again."
+        f"{path} cannot be written ({error.strerror or error}). What was answered before is safe. "
+        f"{remedy}, and run the same command again."
     )
 
 

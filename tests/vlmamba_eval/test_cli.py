@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from vlmamba_eval.dataset import samples_folder
 
 HEAVY = ("torch", "transformers", "pandas", "datasets")
 
@@ -67,6 +70,52 @@ def test_a_data_error_ends_with_exit_code_1(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "not found. Looked for:" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_short_help_is_whole() -> None:
+    for arguments in ([], ["list"]):
+        lines = vlmamba_eval(*arguments, "--help").stdout.partition("Commands:")[2].splitlines()
+        assert len(lines) > 2
+        assert not [line for line in lines if line.endswith("...")]
+
+
+def scored(data: Path, out: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Score answers to the bundled ScienceQA, whose model has a name that no terminal should get."""
+    answers = data / "answers.jsonl"
+    answers.write_text('{"question_id": "18", "text": "A", "model_id": "\\u001b[31mred"}\n')
+    command = [sys.executable, "-m", "vlmamba_eval", "score", "--task", "scienceqa", "--allow-partial"]
+    return subprocess.run(
+        [*command, "--answers", str(answers), "--data", str(samples_folder()), "--out", str(out)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_terminal_without_a_dagger_is_no_failure(tmp_path: Path) -> None:
+    done = scored(tmp_path, tmp_path / "out", PYTHONIOENCODING="ascii")
+    assert done.returncode == 3, done.stderr
+    assert "\\u2020" in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize("name", ["with space", "é 図", "%d%s", "[red]", "a/b/c"])
+def test_results_go_into_a_folder_of_any_name_and_through_a_link(tmp_path: Path, name: str) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path, target_is_directory=True)
+    done = scored(tmp_path, link / name)
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.splitlines()[-2:] == [str(tmp_path / name / f"leaderboard.{kind}") for kind in ("md", "csv")]
+    assert (tmp_path / name / "leaderboard.md").exists()
+
+
+def test_a_place_where_nothing_can_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = scored(tmp_path, tmp_path / "file")
+    assert done.returncode == 1
+    assert "cannot be written (Not a directory)" in done.stderr
+    assert "Give another folder with --out" in done.stderr
 
 
 def test_the_console_scripts_module_is_importable_without_side_effects() -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import struct
-import zlib
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from tests.toys import picture, reference
+from tests.toys import picture, png_with, reference
 from vlmamba_eval.data import Folder, Hub, Row, open_image, read_jsonl
 from vlmamba_eval.types import DataError, ImageRef
 
@@ -59,11 +58,7 @@ def test_other_decoders_are_never_tried() -> None:
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
-    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
-    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    bomb = png_with(b"IHDR", struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0))
     with pytest.raises(DataError, match="row 7"):
         opened(bomb)
 

@@ -10,6 +10,7 @@ import pytest
 from tests.toys import ToyTask, write_toy_data
 from vlmamba_eval.dataset import Dataset, fingerprint, load_dataset, read_answer_file
 from vlmamba_eval.imported import score_answers
+from vlmamba_eval.store import read_scores
 from vlmamba_eval.types import DataError, Sample, UsageError
 
 
@@ -48,8 +49,19 @@ def test_a_duplicate_id_names_both_rows(data: Path) -> None:
     path = data / "toy" / "toy.jsonl"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:-1], lines[2]]) + "\n")
-    with pytest.raises(DataError, match=r"toy\.jsonl:24: question id '0-2' occurs twice; the first is at .*jsonl:3"):
+    with pytest.raises(
+        DataError, match=r"toy\.jsonl:24: question id '0-2' occurs twice; the first, '0-2', is .*jsonl:3"
+    ):
         load_dataset(ToyTask(), str(data))
+
+
+@pytest.mark.parametrize(("one", "other"), [("7", 7), ("a", "a "), ("caf\u00e9", "cafe\u0301")])
+def test_ids_that_look_alike_are_refused(tmp_path: Path, one: object, other: object) -> None:
+    data = write_toy_data(tmp_path, images=1, questions=2)
+    rows = [{"id": id_, "image": "0.png", "question": "?", "answer": "red"} for id_ in (one, other)]
+    answers_file(data / "toy" / "toy.jsonl", rows)
+    with pytest.raises(DataError, match=r"toy\.jsonl:2: question id .* occurs twice"):
+        load_dataset(ToyTask(questions=2, images=1), str(data))
 
 
 def test_the_fingerprint_knows_questions_not_places_or_order(data: Path, tmp_path: Path) -> None:
@@ -90,6 +102,22 @@ def test_an_answer_file_for_another_task_is_refused(data: Path, tmp_path: Path) 
     disguised = [row | {"prompt": "Is there a snowboard in the image?"} for row in perfect(dataset)]
     with pytest.raises(DataError, match=r"a\.jsonl:1: 'Is there a snowboard.*does not ask what Toy asks"):
         read_answer_file(dataset, answers_file(tmp_path / "a.jsonl", disguised))
+
+
+def test_blank_prompts_ask_nothing_and_are_refused_as_foreign(data: Path, tmp_path: Path) -> None:
+    dataset = load_dataset(ToyTask(), str(data))
+    blank = [row | {"prompt": " \n"} for row in perfect(dataset)]
+    with pytest.raises(DataError, match=r"a\.jsonl:1: '' does not ask what Toy asks"):
+        read_answer_file(dataset, answers_file(tmp_path / "a.jsonl", blank))
+
+
+def test_a_models_name_from_an_answer_file_may_be_anything(data: Path, tmp_path: Path) -> None:
+    dataset = load_dataset(ToyTask(), str(data))
+    for name in ("m" * 300, "../../..", "\x1b[31m", "\ud800", "a\nb", "é %d"):
+        rows = [row | {"model_id": name} for row in perfect(dataset)]
+        outcome = score_answers(dataset, answers_file(tmp_path / "a.jsonl", rows), tmp_path / "out")
+        assert outcome.folder.resolve().is_relative_to(tmp_path / "out" / "runs")
+        assert read_scores(outcome.folder)["model"] == name
 
 
 def test_two_answers_to_one_question_name_both_lines(data: Path, tmp_path: Path) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import struct
 import subprocess
 import sys
 import time
+import weakref
+import zlib
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from tests.toys import ToyAdapter, ToyTask, write_toy_data
+from tests.toys import ToyAdapter, ToyTask, picture, png_with, write_toy_data
 from vlmamba_eval.dataset import Dataset, load_dataset
 from vlmamba_eval.run import Outcome, Progress, evaluate
 from vlmamba_eval.store import read_answers
@@ -147,6 +152,76 @@ def test_a_missing_picture_fails_its_questions_alone_and_nothing_computed_is_los
     assert healed.scores == run(data, tmp_path / "fresh").scores
 
 
+def test_a_picture_that_the_adapter_cannot_prepare_fails_its_questions_alone(data: Path, tmp_path: Path) -> None:
+    class Picky(ToyAdapter):
+        def prepare(self, image):
+            if image.getpixel((0, 0)) == (0, 0, 255):
+                raise MemoryError("no blue, please")
+            return super().prepare(image)
+
+    outcome = run(data, tmp_path, Picky())
+    failures = [answer.failure for answer in read_answers(outcome.folder).values() if answer.failure]
+    assert len(failures) == 12  # three of six pictures
+    assert {(failure.kind, failure.message) for failure in failures} == {
+        ("model_error", "MemoryError: no blue, please")
+    }
+
+
+BAD = {
+    "empty": b"",
+    "web page": b"<!DOCTYPE html><html>404</html>",
+    "cut": picture("red", (64, 64))[:80],
+    "TIFF": picture(kind="TIFF"),
+    "PDF": picture(kind="PDF"),
+    "strip": picture("red", (20_000, 1)),
+    "comment that unpacks to a gigabyte": png_with(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**30 // 16)) * 16),
+    "header of 30,000 x 30,000": png_with(b"IHDR", struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)),
+}
+
+
+def test_every_bad_picture_is_a_data_error_and_costs_no_other_answer(tmp_path: Path) -> None:
+    data = write_toy_data(tmp_path / "data", images=len(BAD) + 1)
+    for i, content in enumerate(BAD.values()):
+        (data / "toy" / "images" / f"{i}.png").write_bytes(content)
+    task = ToyTask(questions=4 * len(BAD) + 4, images=len(BAD) + 1)
+    outcome = evaluate(ToyAdapter(), [toy(data, task)], tmp_path)[0]
+    answers = read_answers(outcome.folder)
+    kinds = {name: answers[f"{i}-0"].failure for i, name in enumerate(BAD)}
+    assert {name: failure and failure.kind for name, failure in kinds.items()} == dict.fromkeys(BAD, "data_error")
+    assert answers[f"{len(BAD)}-0"].failure is None
+    assert outcome.scores["n_error"] == 4 * len(BAD)
+
+
+def test_answers_are_on_the_disk_before_a_scorer_can_fail(data: Path, tmp_path: Path) -> None:
+    class Broken(ToyTask):
+        def grade(self, sample, text):
+            raise ZeroDivisionError("a fault in the scorer")
+
+    with pytest.raises(ZeroDivisionError):
+        evaluate(ToyAdapter(), [toy(data, Broken())], tmp_path)
+    adapter = ToyAdapter()
+    assert run(data, tmp_path, adapter).complete
+    assert adapter.asked == []
+
+
+def test_shuffled_questions_and_another_hash_seed_or_clock_change_no_byte(data: Path, tmp_path: Path) -> None:
+    path = data / "toy" / "toy.jsonl"
+    lines = path.read_text().splitlines()
+    found = []
+    for i, (order, environment) in enumerate(
+        [(lines, {}), (lines[::-1], {"PYTHONHASHSEED": "1", "TZ": "Asia/Tokyo"}), (lines, {"PYTHONHASHSEED": "2"})]
+    ):
+        path.write_text("\n".join(order) + "\n")
+        script = CHILD.replace("questions=160, images=40", "").replace("0.004", "0")
+        command = [sys.executable, "-c", script, str(data), str(tmp_path / str(i))]
+        subprocess.run(command, check=True, env=os.environ | environment)
+        found.append({p.name: p.read_bytes() for p in (tmp_path / str(i)).rglob("*") if p.name in DERIVED})
+    assert found[0] == found[2]
+    for name in set(DERIVED) - {"answers.jsonl"}:  # answers stand in the order of the questions
+        assert found[0][name] == found[1][name]
+    assert sorted(found[0]["answers.jsonl"].split(b"\n")) == sorted(found[1]["answers.jsonl"].split(b"\n"))
+
+
 def test_tolerated_errors_leave_the_run_complete_but_marked(data: Path, tmp_path: Path) -> None:
     (data / "toy" / "images" / "2.png").write_bytes(b"")
     outcome = run(data, tmp_path, max_errors=4)
@@ -218,10 +293,44 @@ def test_an_adapter_that_returns_too_few_answers_is_found_out(data: Path, tmp_pa
     assert outcome.scores["n_error"] == 24
 
 
-def test_harness_overhead_is_small(tmp_path: Path) -> None:
-    """2,000 questions about 200 images without a model: a question costs well under a millisecond."""
-    data = write_toy_data(tmp_path / "data", images=200, questions=10)
-    dataset = load_dataset(ToyTask(questions=2000, images=200), str(data))
-    began = time.perf_counter()
+def test_the_harness_costs_at_most_a_fifth_of_a_millisecond_a_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20,000 questions about 1,000 pictures without a model, decoding left out: 0.06 ms where this was written.
+
+    In processor time, so that a busy machine does not fail it. No file stays open.
+    """
+    data = write_toy_data(tmp_path / "data", images=1000, questions=20)
+    dataset = load_dataset(ToyTask(questions=20_000, images=1000), str(data))
+    monkeypatch.setattr("vlmamba_eval.run.open_image", lambda _: Image.new("RGB", (8, 8), "red"))
+    files = len(os.listdir("/dev/fd"))
+    began = time.process_time()
     evaluate(ToyAdapter(), [dataset], tmp_path / "out")
-    assert (time.perf_counter() - began) / 2000 < 1e-3
+    assert (time.process_time() - began) / 20_000 < 0.2e-3
+    assert len(os.listdir("/dev/fd")) == files
+
+
+def test_only_the_pictures_of_a_few_batches_are_in_memory(tmp_path: Path) -> None:
+    class Picture:
+        pass
+
+    alive: weakref.WeakSet = weakref.WeakSet()
+
+    class Counting(ToyAdapter):
+        most = 0
+
+        def prepare(self, image):
+            one = Picture()
+            alive.add(one)
+            return one
+
+        def generate(self, batch):
+            self.most = max(self.most, len(alive))
+            return super().generate(batch)
+
+    data = write_toy_data(tmp_path / "data", images=200)
+    adapter = Counting()
+    tokens_of_four = 4 * (10 + 3 * 40)
+    dataset = load_dataset(ToyTask(questions=800, images=200), str(data))
+    evaluate(adapter, [dataset], tmp_path / "out", batch_tokens=tokens_of_four)
+    assert adapter.most <= 3 * 4  # the last batch, this one and the next

@@ -12,7 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmamba_eval.store import ANSWERS, Run, decode_answer, encode_answer, folder_name, run_key
+from vlmamba_eval.store import (
+    ANSWERS,
+    Run,
+    data_source,
+    decode_answer,
+    encode_answer,
+    folder_name,
+    read_manifest,
+    read_scores,
+    run_key,
+)
 from vlmamba_eval.types import Answer, Failure, Generation, Likelihood, StoreError
 
 MANIFEST = {"task": {"name": "toy"}, "model": {"weights": "a"}}
@@ -119,9 +129,44 @@ def test_a_full_disk_keeps_what_was_answered_and_says_where(tmp_path: Path, monk
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(os, "fsync", full)
-        with pytest.raises(StoreError, match=r"answers\.jsonl cannot be written \(No space left on device\); .* MiB"):
+        with pytest.raises(
+            StoreError, match=r"answers\.jsonl cannot be written \(No space left on device\)\. .* MiB are free"
+        ):
             run.append([answer(1)])
     assert (tmp_path / ANSWERS).read_bytes() == before
+
+
+def test_a_run_of_another_format_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    filled(tmp_path)
+    path = tmp_path / "manifest.json"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 7'))
+    for read in (lambda: read_manifest(tmp_path), lambda: Run(tmp_path, MANIFEST).__enter__()):
+        with pytest.raises(StoreError, match=r"manifest\.json is of format 7; .* reads format 1\. Read it with"):
+            read()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("", "cannot be read"), ('{"a": 1', "cannot be read"), ("[]", "expected an object")]
+)
+def test_a_damaged_manifest_or_damaged_scores_are_refused_by_name(tmp_path: Path, content: str, message: str) -> None:
+    filled(tmp_path)
+    for name, read in (("manifest.json", read_manifest), ("scores.json", read_scores)):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(StoreError, match=rf"{name}.*{message}"):
+            read(tmp_path)
+
+
+def test_damaged_telemetry_harms_nothing(tmp_path: Path) -> None:
+    with Run(tmp_path, MANIFEST) as run:
+        run.log(event="start", data="/first")
+        run.log(event="start", data="/second")
+        run.log(event="end")
+    assert data_source(tmp_path) == "/second"
+    path = tmp_path / "telemetry.jsonl"
+    path.write_bytes(path.read_bytes() + b'[]\n{"torn}\n\xff\x00{"data": ')
+    assert data_source(tmp_path) == "/second"
+    path.write_bytes(b"\x00")
+    assert data_source(tmp_path) is None
 
 
 def test_derived_files_come_last_and_done_only_when_complete(tmp_path: Path) -> None:
@@ -130,7 +175,7 @@ def test_derived_files_come_last_and_done_only_when_complete(tmp_path: Path) -> 
         assert not (tmp_path / "DONE").exists()
         run.finish({"scores": []}, complete=True)
     assert (tmp_path / "DONE").exists()
-    assert json.loads((tmp_path / "scores.json").read_text()) == {"scores": []}
+    assert json.loads((tmp_path / "scores.json").read_text()) == {"format": 1, "scores": []}
     assert not list(tmp_path.glob(".scores.json*"))
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,9 @@ import pytest
 from tests.toys import ToyAdapter
 from vlmamba_eval.baselines import DEFAULT, choose, published
 from vlmamba_eval.dataset import load_dataset
-from vlmamba_eval.report.tables import COLUMNS, RunScores, board, escape, markdown, tidy, write_leaderboard
+from vlmamba_eval.report import text
+from vlmamba_eval.report.console import show
+from vlmamba_eval.report.tables import COLUMNS, RunScores, board, markdown, tidy, write_leaderboard
 from vlmamba_eval.run import evaluate
 from vlmamba_eval.types import UsageError
 
@@ -43,9 +48,9 @@ def test_every_mark_stands_in_every_table_and_is_explained() -> None:
     table = board(runs, [])
     assert table.rows[0][1] == ("SAMPLES", "UNTRAINED")
     assert table.rows[0][3][1].endswith(" PARTIAL")
-    text = markdown(runs, [])
-    assert "**ours** SAMPLES UNTRAINED" in text
-    assert text.count("**UNTRAINED**: random weights") == 2
+    page = markdown(runs, [])
+    assert "**ours** SAMPLES UNTRAINED" in page
+    assert page.count("**UNTRAINED**: random weights") == 2
     assert set(tidy(runs, [])["status"]) == {"measured SAMPLES UNTRAINED", "measured SAMPLES UNTRAINED PARTIAL"}
 
 
@@ -79,15 +84,55 @@ def test_an_unscored_run_has_a_row_without_a_value() -> None:
     assert row["value"] != row["value"]
 
 
-def test_cells_are_harmless_in_a_spreadsheet_and_in_markdown(tmp_path: Path) -> None:
-    evil = scores(model="=cmd|'/c calc'!A1\n| x <script>")
-    write_leaderboard(tmp_path, [evil], [])
+EVIL = "=cmd|'/c calc'!A1\n| x <script> [here](http://a.b) `c` \x1b[31m\x9b2J\x07 \u202eabc\ud800"
+
+
+def test_foreign_names_are_harmless_in_a_spreadsheet_and_in_markdown(tmp_path: Path) -> None:
+    run = scores(model=EVIL, judge=EVIL)
+    run.values["scores"][0]["category"] = EVIL
+    write_leaderboard(tmp_path, [run], [])
     with open(tmp_path / "leaderboard.csv", newline="") as file:
-        assert next(csv.DictReader(file))["model"].startswith("'=cmd")
-    text = (tmp_path / "leaderboard.md").read_text()
-    assert "<script>" not in text.replace("\\<script\\>", "")
-    assert "\n| x" not in text
-    assert escape("a|b\u202ec") == "a\\|b c"
+        row = next(csv.DictReader(file))
+    assert row["model"].startswith("'=cmd")
+    assert row["category"].startswith("'=cmd")
+    page = (tmp_path / "leaderboard.md").read_text()
+    assert not re.search(r"(?<!\\)(<script|\]\(|`c`)|\n\| x", page)
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", page)
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t=", "\r+", " =", "\x00-"])
+def test_no_cell_is_a_formula(start: str) -> None:
+    assert text.cell(f"{start}1+1")[0] == "'"
+    assert [text.cell(harmless) for harmless in ("", "a=b", "7", " ")] == ["", "a=b", "7", " "]
+
+
+def test_a_terminal_gets_no_escapes_from_names_answers_or_messages() -> None:
+    seen = io.StringIO()
+    with contextlib.redirect_stdout(seen):
+        show(board([scores(model=EVIL)], choose(["llava-1.5-7b"])))
+    assert "script" in seen.getvalue()
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", seen.getvalue())
+    assert text.printable("two\nlines\x1b]0;title\x07") == "two\nlines ]0;title "
+
+
+def test_a_board_too_wide_for_its_place_stands_on_its_side() -> None:
+    """Eight benchmarks in one row are twice as wide as a terminal."""
+    names = ("vqav2", "gqa", "scienceqa", "textvqa", "pope", "mme", "mmbench", "seed")
+    for tasks, first in ((names[:1], "model"), (names, "task")):
+        seen = io.StringIO()
+        with contextlib.redirect_stdout(seen):
+            show(board([scores(task=task, title=task) for task in tasks], choose(DEFAULT)))
+        lines = [line for line in seen.getvalue().splitlines() if line.startswith(("┃", "│"))]
+        assert lines[0].split()[1] == first
+        assert max(map(len, lines)) <= 120
+        assert sum("85.50 [84.00, 86.50]" in line for line in lines) == (1 if first == "model" else 8)
+
+
+def test_a_source_is_named_once_for_all_that_quote_it() -> None:
+    table = board([scores(), scores(task="mmvet", title="MM-Vet", headline="score")], choose(DEFAULT))
+    notes = [note.split(": ")[0] for note in table.notes]
+    assert notes[0] == "† LLaVA-1.5-7B, LLaVA-1.5-13B"
+    assert "on MM-Vet" in notes[1]
 
 
 def test_the_tables_are_the_same_bytes_every_time(tmp_path: Path) -> None:

@@ -8,36 +8,65 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
 from vlmamba_eval.report.tables import Board
+from vlmamba_eval.report.text import one_line, printable
 from vlmamba_eval.run import Progress
 
 PLAIN_EVERY = 10.0  # seconds between two lines where there is no terminal
+PLAIN_WIDTH = 120  # columns of a table where there is no terminal
+MAX_NOTES = 20
 
 
 def show(board: Board) -> None:
-    """Print the leaderboard to standard output, with its notes."""
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
-    if not sys.stdout.isatty():
-        console.width = 200
-    table = Table(show_lines=False, title=None)
-    table.add_column("model", overflow="fold")
+    """Print the leaderboard to standard output, with its notes: one row a model, or where that is too wide, a task."""
+    terminal = sys.stdout.isatty()
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=not terminal)
+    table = _by_model(board)
+    if _width(console, table) > (console.width if terminal else PLAIN_WIDTH):
+        table = _by_task(board)
+    if not terminal:
+        console.width = _width(console, table)
+    console.print(table)
+    console.print("Measured values with 95 % interval (bootstrap over images); † published, not measured.", style="dim")
+    for note in board.notes:
+        console.print(escape(note), style="dim")
+
+
+def _by_model(board: Board) -> Table:
+    table = Table("model")
     for header in board.headers:
-        table.add_column(header, justify="right", overflow="fold")
+        table.add_column(header, justify="right")
     quoted_before = False
     for model, marks, quoted, cells in board.rows:
         if quoted and not quoted_before:
             table.add_section()
         quoted_before = quoted
-        name = f"[dim]{escape(model)}[/dim]" if quoted else f"[bold]{escape(model)}[/bold]"
-        table.add_row(name + "".join(f" [yellow]{mark}[/yellow]" for mark in marks), *map(escape, cells))
-    console.print(table)
-    console.print("Measured values with 95 % interval (bootstrap over images); † published, not measured.", style="dim")
-    for note in board.notes:
-        console.print(escape(note), style="dim")
+        table.add_row(_name(model, marks, quoted), *map(escape, cells))
+    return table
+
+
+def _by_task(board: Board) -> Table:
+    table = Table("task")
+    for model, marks, quoted, _ in board.rows:
+        table.add_column(_name(model, marks, quoted), justify="right")
+    for i, header in enumerate(board.headers):
+        table.add_row(header, *(escape(cells[i]) for _, _, _, cells in board.rows))
+    return table
+
+
+def _name(model: str, marks: Sequence[str], quoted: bool) -> str:
+    style = "dim" if quoted else "bold"
+    return f"[{style}]{escape(one_line(model))}[/{style}]" + "".join(f" [yellow]{mark}[/yellow]" for mark in marks)
+
+
+def _width(console: Console, table: Table) -> int:
+    """The columns that a table takes where nothing is folded."""
+    return Measurement.get(console, console.options.update(width=10_000), table).maximum
 
 
 class ConsoleProgress(Progress):
@@ -51,7 +80,7 @@ class ConsoleProgress(Progress):
         self._bars: Bars | None = None
         self._images = self._questions = self._images_total = self._total = self._errors = 0
         self._credit = 0.0
-        self._scored = 0
+        self._scored = self._notes = 0
         self._began = self._spoke = time.monotonic()
 
     def start(self, images: int, questions: int, resumed: int) -> None:
@@ -97,8 +126,13 @@ class ConsoleProgress(Progress):
             self.close()
 
     def note(self, message: str) -> None:
-        """Print a line above the bar."""
-        self._console.print(escape(message), style="yellow", soft_wrap=True)
+        """Print a line above the bar; after many of them, no more."""
+        self._notes += 1
+        if self._notes > MAX_NOTES:
+            return
+        if self._notes == MAX_NOTES:
+            message += "\nNo more of these are shown; every failure stands in answers.jsonl."
+        self._console.print(escape(printable(message)), style="yellow", soft_wrap=True)
 
     def close(self) -> None:
         """Remove the bar."""

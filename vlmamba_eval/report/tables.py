@@ -7,13 +7,13 @@ beside it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vlmamba_eval.baselines import Published
+from vlmamba_eval.report import text
 from vlmamba_eval.store import read_scores, write_atomic
 
 MEANING = {
@@ -98,18 +98,32 @@ def board(runs: Sequence[RunScores], baselines: Sequence[Published]) -> Board:
         rows.append((model, tuple(mark for mark in MEANING if mark in common), False, tuple(texts)))
         notes += [f"{mark}: {MEANING[mark]}." for mark in MEANING if any(mark in found for found in marks)]
     splits = {run.task: run.headline["split"] if run.headline else run.values["split"] for run in runs}
+    wanted = {task: (title, metric, splits[task]) for task, (title, metric, _) in titles.items()}
+    quoted, sources = _published(wanted, baselines)
+    return Board(tasks, headers, (*rows, *quoted), (*dict.fromkeys(notes), *sources))
+
+
+def _published(
+    wanted: Mapping[str, tuple[str, str, str]], baselines: Sequence[Published]
+) -> tuple[list[tuple[str, tuple[str, ...], bool, tuple[str, ...]]], list[str]]:
+    """The rows of published numbers for tasks' (title, headline metric, measured split), and a note on each source."""
+    rows: list[tuple[str, tuple[str, ...], bool, tuple[str, ...]]] = []
+    quoting: dict[str, list[str]] = {}  # who quotes a source
     for model in dict.fromkeys(row.model for row in baselines):
-        quoted = {(row.task, row.metric): row for row in baselines if row.model == model and row.category == "all"}
-        chosen = {task: row for task in tasks if (row := quoted.get((task, titles[task][1]))) is not None}
-        if chosen:
-            title = next(iter(chosen.values())).title
-            texts = [_quoted(chosen[task], splits[task]) if task in chosen else "" for task in tasks]
-            rows.append((title, (), True, tuple(texts)))
-            sources: dict[str, list[str]] = {}
-            for task, row in chosen.items():
-                sources.setdefault(f"{row.source}{row.note and '; '}{row.note}", []).append(titles[task][0])
-            notes += [f"† {title}, {', '.join(names)}: {source}." for source, names in sources.items()]
-    return Board(tasks, headers, tuple(rows), tuple(dict.fromkeys(notes)))
+        own = {(row.task, row.metric): row for row in baselines if row.model == model and row.category == "all"}
+        chosen = {task: own[task, metric] for task, (_, metric, _) in wanted.items() if (task, metric) in own}
+        if not chosen:
+            continue
+        title = next(iter(chosen.values())).title
+        texts = [_quoted(chosen[task], split) if task in chosen else "" for task, (_, _, split) in wanted.items()]
+        rows.append((title, (), True, tuple(texts)))
+        sources: dict[str, list[str]] = {}
+        for task, row in chosen.items():
+            sources.setdefault(f"{row.source}{row.note and '; '}{row.note}", []).append(wanted[task][0])
+        usual = max(sources, key=lambda source: len(sources[source]))
+        for source, names in sources.items():
+            quoting.setdefault(source, []).append(title if source == usual else f"{title} on {', '.join(names)}")
+    return rows, [f"† {', '.join(names)}: {source}." for source, names in quoting.items()]
 
 
 def _by_model(runs: Sequence[RunScores]) -> dict[str, dict[str, RunScores]]:
@@ -160,26 +174,24 @@ def markdown(runs: Sequence[RunScores], baselines: Sequence[Published]) -> str:
     """The whole report: leaderboard, notes, and a table of every metric of every run."""
     table = board(runs, baselines)
     lines = ["# Leaderboard", ""]
-    lines += _markdown_table(
+    lines += _table(
         ("model", *table.headers),
         [
-            (f"{model} (published)" if quoted else " ".join((f"**{escape(model)}**", *marks)), *cells)
+            (f"{model} (published)" if quoted else " ".join((f"**{text.markdown(model)}**", *marks)), *cells)
             for model, marks, quoted, cells in table.rows
         ],
-        escaped=True,
     )
     lines += [
         "",
         "Measured values carry their 95 % interval, from the bootstrap over images; † published, not measured.",
         "",
     ]
-    lines += [f"- {escape(note)}" for note in table.notes]
+    lines += [f"- {note}" for note in table.notes]
     for run in runs:
-        lines += ["", f"## {escape(run.values['title'])}: {escape(run.values['model'])}", ""]
-        lines += [" ".join([f"Task `{run.task}`, split {escape(run.values['split'])}.", *_described(run)]), ""]
-        if run.values["scores"]:
-            lines += _details(run)
-    return "\n".join(lines).rstrip() + "\n"
+        lines += ["", f"## {run.values['title']}: {text.markdown(run.values['model'])}", ""]
+        lines += [" ".join([f"Task `{run.task}`, split {run.values['split']}.", *_described(run)])]
+        lines += _details(run)
+    return "\n".join(lines) + "\n"
 
 
 def _described(run: RunScores) -> list[str]:
@@ -187,8 +199,8 @@ def _described(run: RunScores) -> list[str]:
     marks = [f"**{mark}**: {MEANING[mark]}." for mark in values["marks"]]
     counts = f"{values['n']:,} questions, {values['n_missing']:,} missing, {values['n_error']:,} failed."
     if values.get("judge"):
-        marks.append(f"Graded by the judge {escape(values['judge'])}; other judges give other numbers.")
-    return [counts, *marks, f"Run: {escape(run.source)}."]
+        marks.append(f"Graded by the judge {text.markdown(values['judge'])}; other judges give other numbers.")
+    return [counts, *marks, f"Run: {text.markdown(run.source)}."]
 
 
 def _details(run: RunScores) -> list[str]:
@@ -201,25 +213,16 @@ def _details(run: RunScores) -> list[str]:
         some = next(iter(found.values()))
         values = [f"**{shown(score)}**" if score["headline"] else shown(score) for score in found.values()]
         counts = [f"{some[name]:,}" for name in ("n", "n_images", "n_unparsed", "n_truncated")]
-        tables.setdefault(tuple(found), []).append((split, category, *values, *counts))
+        tables.setdefault(tuple(found), []).append((split, text.markdown(category), *values, *counts))
     lines: list[str] = []
     for metrics, rows in tables.items():
         headers = ["split", "category", *map(spoken, metrics), "n", "images", "unparsed", "truncated"]
-        lines += [*_markdown_table(headers, rows, escaped=False), ""]
-    return lines[:-1]
+        lines += ["", *_table(headers, rows)]
+    return lines
 
 
-def _markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, escaped: bool) -> list[str]:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell if escaped else escape(cell, keep="*") for cell in cells) + " |"
-
-    return [line(headers), "|" + "---|" * len(headers), *map(line, rows)]
-
-
-def escape(text: str, keep: str = "") -> str:
-    """Text that stays text in Markdown, on one line."""
-    text = re.sub(r"[\x00-\x1f\x7f\u202a-\u202e\u2066-\u2069]+", " ", text)
-    return re.sub(r"[\\`*_\[\]<>|]", lambda m: m[0] if m[0] in keep or m[0] in "[]_" else "\\" + m[0], text)
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return ["| " + " | ".join(cells) + " |" for cells in (headers, ["---"] * len(headers), *rows)]
 
 
 # =============================================================================
@@ -260,17 +263,11 @@ def tidy(runs: Sequence[RunScores], baselines: Sequence[Published]) -> Any:
                     "source": f"{row.source} ({row.note})" if row.note else row.source,
                 }
             )
+    rows = [{name: text.cell(v) if isinstance(v, str) else v for name, v in row.items()} for row in rows]
     frame = pd.DataFrame(rows, columns=pd.Index(COLUMNS))
     for name in ("n", "n_images", "n_unparsed", "n_missing", "n_error", "n_truncated"):
         frame[name] = frame[name].astype("Int64")
-    for name in ("model", "task", "split", "category", "metric", "status", "source"):
-        frame[name] = frame[name].map(_inert)
     return frame
-
-
-def _inert(cell: object) -> object:
-    """A leading quote before what a spreadsheet would run as a formula (OWASP, CSV injection)."""
-    return f"'{cell}" if isinstance(cell, str) and cell[:1] in "=+-@\t\r" and cell else cell
 
 
 def write_leaderboard(out: Path, runs: Sequence[RunScores], baselines: Sequence[Published]) -> tuple[Path, Path]:

@@ -1,0 +1,30 @@
+"""Names, answers and messages come from files of strangers: what they must not do to a terminal, a page, a sheet."""
+
+from __future__ import annotations
+
+import re
+
+# Controls (terminal escapes among them), line ends but \n, direction marks, which show text in another order than it
+# has, and halves of surrogate pairs, which no encoding can write.
+_UNSEEN = "\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff"
+
+
+def printable(text: str) -> str:
+    """The text without terminal escapes and the like, each run of which becomes a space; line ends stay."""
+    return re.sub(f"[{_UNSEEN}]+", " ", text)
+
+
+def one_line(text: str) -> str:
+    """The same on one line."""
+    return re.sub(f"[{_UNSEEN}\n]+", " ", text)
+
+
+def markdown(text: str) -> str:
+    """Text that stays text in a cell of a Markdown table: no markup, no links, no HTML."""
+    return re.sub(r"[\\`*\[\]<>|]", r"\\\g<0>", one_line(text))
+
+
+def cell(text: str) -> str:
+    """Text that a spreadsheet does not run as a formula, by a leading quote (OWASP, CSV injection)."""
+    text = one_line(text)
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
