@@ -6,12 +6,13 @@ import sys
 import time
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
-from rich.table import Table
+from rich.table import Column, Table
 
 from vlmamba_eval.report.tables import Board
 from vlmamba_eval.report.text import one_line, printable
@@ -26,9 +27,9 @@ def show(board: Board) -> None:
     """Print the leaderboard to standard output, with its notes: one row a model, or where that is too wide, a task."""
     terminal = sys.stdout.isatty()
     console = Console(file=sys.stdout, highlight=False, soft_wrap=not terminal)
-    table = _by_model(board)
-    if _width(console, table) > (console.width if terminal else PLAIN_WIDTH):
-        table = _by_task(board)
+    room = console.width if terminal else PLAIN_WIDTH
+    layouts = (_by_model(board), _by_task(board), _by_task(board, narrow=True))
+    table = next((table for table in layouts if _width(console, table) <= room), layouts[-1])
     if not terminal:
         console.width = _width(console, table)
     console.print(table)
@@ -50,12 +51,16 @@ def _by_model(board: Board) -> Table:
     return table
 
 
-def _by_task(board: Board) -> Table:
-    table = Table("task")
+def _by_task(board: Board, *, narrow: bool = False) -> Table:
+    """One row a task; where it must be narrow, intervals and remarks stand under the values."""
+    gap = "\n" if narrow else " "
+    table = Table(Column("task", overflow="fold"))
+    if narrow:
+        table.box, table.padding, table.pad_edge = SIMPLE_HEAD, (0, 1, 0, 0), False
     for model, marks, quoted, _ in board.rows:
-        table.add_column(_name(model, marks, quoted), justify="right")
+        table.add_column(_name(model, marks, quoted), justify="right", overflow="fold")
     for i, header in enumerate(board.headers):
-        table.add_row(header, *(escape(cells[i]) for _, _, _, cells in board.rows))
+        table.add_row(header, *(escape(cells[i].replace(" ", gap, 1)) for _, _, _, cells in board.rows))
     return table
 
 
