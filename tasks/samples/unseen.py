@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from PIL import Image
 
@@ -29,19 +31,53 @@ MME_TOPICS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A value with its 95 % interval, from a bootstrap over scenes."""
+
+    value: float
+    low: float
+    high: float
+
+
 def measure(
     answer: Answerer, seed: str, n: int = 60, picture: Callable[[Scene], Image.Image] = draw
-) -> dict[str, float]:
+) -> dict[str, Score]:
     """Scores over n scenes for each of the four shapes, on the published scales.
 
     `picture` draws a scene: noise instead shows what a model scores without seeing.
     """
-    found = {"pope_mean_f1": _pope(answer, seed, n, picture)}
+    found = {"pope_mean_f1": _score(_mean_f1, list(_pope(answer, seed, n, picture)))}
     for category, topics in MME_TOPICS.items():
-        found[f"mme_{category}"] = _mme(answer, f"{seed} {category}", n, topics, picture)
-    found["gqa_accuracy"] = _gqa(answer, seed, n, picture)
-    found["choice_accuracy"] = _choices(answer, seed, n, picture)
+        rows = list(_mme(answer, f"{seed} {category}", n, topics, picture))
+        found[f"mme_{category}"] = _score(_accuracies, rows)
+    found["gqa_accuracy"] = _score(_accuracy, list(_gqa(answer, seed, n, picture)))
+    found["choice_accuracy"] = _score(_accuracy, list(_choices(answer, seed, n, picture)))
     return found
+
+
+def _score(metric: Callable[[Counter[str]], float], scenes: list[Counter[str]]) -> Score:
+    """A metric of sums over scenes."""
+    rng = random.Random("bootstrap")
+    resampled = sorted(metric(sum(rng.choices(scenes, k=len(scenes)), Counter())) for _ in range(1000))
+    return Score(metric(sum(scenes, Counter())), resampled[25], resampled[974])
+
+
+def _accuracy(sums: Counter[str]) -> float:
+    return 100 * sums["right"] / sums["asked"]
+
+
+def _accuracies(sums: Counter[str]) -> float:
+    """MME's accuracy and accuracy of pairs."""
+    return _accuracy(sums) + 100 * sums["both"] / sums["pairs"]
+
+
+def _mean_f1(sums: Counter[str]) -> float:
+    f1 = []
+    for split in ("random", "adversarial"):
+        tp, fp, fn = (sums[f"{split} {outcome}"] for outcome in ("tp", "fp", "fn"))
+        f1.append(200 * tp / max(1, 2 * tp + fp + fn))
+    return sum(f1) / len(f1)
 
 
 def noise(scene: Scene) -> Image.Image:
@@ -54,67 +90,58 @@ def _held_out(seed: str, fits: Callable[[Scene], bool] = lambda scene: True) -> 
     return (scene for scene in scenes(f"unseen: {seed}", held_out=True) if fits(scene))
 
 
-def _says_yes(text: str) -> bool:
-    return text.strip().lower().rstrip(".") == "yes"
-
-
-def _pope(answer: Answerer, seed: str, n: int, picture: Callable[[Scene], Image.Image]) -> float:
-    """Mean F1 over random and adversarial absent nouns, three of them and three present nouns a scene."""
-    outcomes = {"random": [0, 0, 0], "adversarial": [0, 0, 0]}  # true positives, false positives, false negatives
+def _pope(answer: Answerer, seed: str, n: int, picture: Callable[[Scene], Image.Image]) -> Iterator[Counter[str]]:
+    """Random and adversarial absent nouns, three of them and three present nouns a scene."""
     rng = random.Random(f"pope: {seed}")
 
     def fits(scene: Scene) -> bool:
         return len(questions.absent_nouns(scene, adversarial=True)) > 2 and len(scene.things) > 1
 
     for scene in itertools.islice(_held_out(f"pope {seed}", fits), n):
+        sums: Counter[str] = Counter()
         nouns = sorted({noun for t in scene.things for noun in (t.shape, f"{t.color} {t.shape}")})
         present = rng.sample(nouns, 3)
-        for split, counts in outcomes.items():
+        for split in ("random", "adversarial"):
             absent = rng.sample(questions.absent_nouns(scene, adversarial=split == "adversarial"), 3)
             asked = [questions.is_there(scene, noun) for noun in (*present, *absent)]
             said = answer(picture(scene), [f"{q.question}\n{SHORT_ANSWER}" for q in asked])
             for question, text in zip(asked, said, strict=True):
-                yes, right = _says_yes(text), question.answer == "yes"
-                counts[0] += yes and right
-                counts[1] += yes and not right
-                counts[2] += right and not yes
-    f1 = [200 * tp / max(1, 2 * tp + fp + fn) for tp, fp, fn in outcomes.values()]
-    return sum(f1) / len(f1)
+                yes, right = text.strip().lower().rstrip(".") == "yes", question.answer == "yes"
+                outcome = {(True, True): "tp", (True, False): "fp", (False, True): "fn"}.get((yes, right), "tn")
+                sums[f"{split} {outcome}"] += 1
+        yield sums
 
 
 def _mme(
     answer: Answerer, seed: str, n: int, topics: tuple[str, ...], picture: Callable[[Scene], Image.Image]
-) -> float:
-    """100 * (accuracy + accuracy of pairs) over one yes and one no question a scene."""
+) -> Iterator[Counter[str]]:
+    """One yes and one no question a scene."""
     rng = random.Random(f"mme: {seed}")
-    single = both = pairs = 0
+    pairs = 0
     for scene in _held_out(f"mme {seed}", lambda scene: len(scene.things) > 1):
         pair = mme_pair(scene, topics[pairs % len(topics)], rng)
         if pair is None:
             continue
         said = answer(picture(scene), [f"{q.question}\n{SHORT_ANSWER}" for q in pair])
         right = [text.strip().lower() == q.answer for q, text in zip(pair, said, strict=True)]
-        pairs, single, both = pairs + 1, single + sum(right), both + all(right)
+        yield Counter(right=sum(right), asked=2, both=int(all(right)), pairs=1)
+        pairs += 1
         if pairs == n:
-            break
-    return 100 * (single / (2 * pairs) + both / pairs)
+            return
 
 
-def _gqa(answer: Answerer, seed: str, n: int, picture: Callable[[Scene], Image.Image]) -> float:
+def _gqa(answer: Answerer, seed: str, n: int, picture: Callable[[Scene], Image.Image]) -> Iterator[Counter[str]]:
     rng = random.Random(f"gqa: {seed}")
-    right = total = 0
     for scene in itertools.islice(_held_out(f"gqa {seed}", lambda scene: len(scene.things) > 1), n):
         asked = several(scene, GQA_TOPICS, 10, rng)
         said = answer(picture(scene), [f"{q.question}\n{SHORT_ANSWER}" for q in asked])
-        right += sum(text.strip().rstrip(".").lower() == q.answer for q, text in zip(asked, said, strict=True))
-        total += len(asked)
-    return 100 * right / total
+        right = sum(text.strip().rstrip(".").lower() == q.answer for q, text in zip(asked, said, strict=True))
+        yield Counter(right=right, asked=len(asked))
 
 
-def _choices(answer: Answerer, seed: str, n: int, picture: Callable[[Scene], Image.Image]) -> float:
+def _choices(answer: Answerer, seed: str, n: int, picture: Callable[[Scene], Image.Image]) -> Iterator[Counter[str]]:
     """Four choices; topics that have fewer wrong answers are left out."""
     rng = random.Random(f"choices: {seed}")
-    right = total = 0
     for scene in itertools.islice(_held_out(f"choices {seed}"), n):
         found: list[Asked] = [a for topic in questions.OPEN if (a := ask(scene, topic, rng)) and len(a.others) > 2]
         prompts, letters = [], []
@@ -123,6 +150,5 @@ def _choices(answer: Answerer, seed: str, n: int, picture: Callable[[Scene], Ima
             prompts.append(f"{asked.question}\n{lettered(choices)}\n{LETTER_ANSWER}")
             letters.append(LETTERS[place])
         said = answer(picture(scene), prompts)
-        right += sum(text.strip() == letter for text, letter in zip(said, letters, strict=True))
-        total += len(letters)
-    return 100 * right / total
+        right = sum(text.strip() == letter for text, letter in zip(said, letters, strict=True))
+        yield Counter(right=right, asked=len(letters))

@@ -93,17 +93,18 @@ class JsonRows:
 class StreamRows:
     """The rows that a function makes, numbered from 0."""
 
-    def __init__(self, data: Data, length: int, patches: int):
+    def __init__(self, data: Data, seed: int, length: int, patches: int):
         module, _, name = data.stream.partition(":")
         self.make: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), name)
         self.data, self.length = data, length
+        self.seed = f"{data.seed} {seed}" if seed else data.seed
         self.options = data.options | ({"patches": patches} if patches else {})
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, number: int) -> tuple[dict[str, Any], str]:
-        return self.make(self.data.seed, number, **self.options), f"{self.data.stream}, row {number}"
+        return self.make(self.seed, number, **self.options), f"{self.data.stream}, row {number}"
 
 
 def _check_row(row: Any, where: str) -> None:
@@ -201,7 +202,7 @@ def open_rows(stage: Stage, root: Path, patches: int = 0) -> JsonRows | StreamRo
     """The rows of a stage; `root` is the data folder."""
     if stage.data.json:
         return JsonRows(root / stage.data.json, root / stage.data.images)
-    return StreamRows(stage.data, stage.steps * stage.batch_size, patches)
+    return StreamRows(stage.data, stage.seed, stage.steps * stage.batch_size, patches)
 
 
 class Collator:

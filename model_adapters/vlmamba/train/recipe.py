@@ -72,12 +72,16 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A whole recipe. `start: random` draws all parameters; otherwise the command names a checkpoint to begin with."""
+    """A whole recipe.
+
+    `start`: `checkpoint` goes on with one that the command names; `parts` takes its encoder and language model and
+    draws a fresh connector from `seed`; `random` draws all parameters.
+    """
 
     name: str
     model: str
     stages: tuple[Stage, ...]
-    start: Literal["checkpoint", "random"] = "checkpoint"
+    start: Literal["checkpoint", "parts", "random"] = "checkpoint"
     seed: int = 0
     tokenizer_examples: int = 0  # for `start: random`: the tokenizer is made from this many of the first stage
     save_dtype: Literal["float32", "bfloat16", "float16"] = "float32"

@@ -53,28 +53,47 @@ def run_recipe(
             say(f"stage {stage.name} is complete: {folder}")
             continue
         before = out / recipe.stages[place - 1].name if place else None
-        model, tokenizer = _begin(recipe, start if before is None or not before.exists() else before, data)
+        if before is not None and not (before / "config.json").is_file():
+            before = None
+        model, tokenizer = _begin(recipe, before, start, data)
         train_stage(model, tokenizer, stage, folder, data, device=device, say=say)
         _finish(recipe, stage, folder, model, tokenizer)
         say(f"stage {stage.name} is complete: {folder}")
     return folder
 
 
-def _begin(recipe: Recipe, start: Path | None, data: Path) -> tuple[VLMamba, Tokenizer]:
-    """The model to go on with, in float32."""
-    if start is not None:
-        model, config, tokenizer = checkpoint.load(start)
-        if config.architecture != recipe.config.architecture:
-            raise UsageError(f"{start} holds another model ({config.name}) than recipe {recipe.name} trains")
-        return model, tokenizer
-    if recipe.start != "random":
+def _begin(recipe: Recipe, before: Path | None, start: Path | None, data: Path) -> tuple[VLMamba, Tokenizer]:
+    """The model to go on with, in float32: of the stage before, else as the recipe starts."""
+    if before is None and start is None and recipe.start != "random":
         raise UsageError(
             f"recipe {recipe.name} starts from a checkpoint: --start DIR. "
             f"`vlmamba-eval assemble {recipe.model} --out DIR` builds one from published parts."
         )
+    folder = before or start
+    if folder is not None:
+        model, config, tokenizer = checkpoint.load(folder)
+        if before is None and recipe.start == "parts":
+            return _with_fresh_connector(recipe, model), tokenizer
+        if config.architecture != recipe.config.architecture:
+            raise UsageError(f"{folder} holds another model ({config.name}) than recipe {recipe.name} trains")
+        return model, tokenizer
     config = replace(recipe.config, provenance=Provenance(untrained=("vision", "connector", "language_model")))
     tokenizer = train_tokenizer(_texts(recipe, config, data), config.language_model.vocab_size)
     return random_model(config, recipe.seed), tokenizer
+
+
+def _with_fresh_connector(recipe: Recipe, parts: VLMamba) -> VLMamba:
+    """The recipe's model with another's encoder and language model."""
+    config = recipe.config
+    for part in ("vision", "language_model"):
+        if config.architecture[part] != parts.config.architecture[part]:
+            raise UsageError(f"{parts.config.name} has another {part} than recipe {recipe.name} trains")
+    known = parts.config.provenance
+    untrained = tuple(dict.fromkeys((*known.untrained, "connector")))
+    model = random_model(replace(config, provenance=Provenance(untrained, known.sources)), recipe.seed)
+    model.vision.load_state_dict(parts.vision.state_dict())
+    model.language_model.load_state_dict(parts.language_model.state_dict())
+    return model
 
 
 def _texts(recipe: Recipe, config: ModelConfig, data: Path) -> Iterator[str]:

@@ -91,16 +91,19 @@ class StageTrainer(Trainer):
 
     _answers: Tensor | float = 0.0
     _batches = 0
+    _tokens = 0
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
         outputs = model(**inputs)
         self._answers, self._batches = self._answers + outputs["answers"], self._batches + 1
+        self._tokens += inputs["ids"].numel()
         return outputs["loss"]
 
     def log(self, logs: dict[str, float], *arguments: Any, **options: Any) -> None:
         if "loss" in logs and self._batches:
             logs["answers"] = float(self._answers) / self._batches
-            self._answers, self._batches = 0.0, 0
+            logs["tokens"] = self._tokens * self.args.gradient_accumulation_steps / self._batches
+            self._answers, self._batches, self._tokens = 0.0, 0, 0
         super().log(logs, *arguments, **options)
 
     def _get_train_sampler(self, *arguments: Any, **options: Any) -> Any:
@@ -132,12 +135,17 @@ class _Log(TrainerCallback):
         kept = [line for line in old if line.endswith("}") and json.loads(line)["step"] <= state.global_step]
         self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_save = False  # the finished stage is written as a checkpoint of its own
+
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if not state.is_world_process_zero or not logs or "loss" not in logs:
             return
         line = {"step": state.global_step, "loss": round(float(logs["loss"]), 5), "answers": round(logs["answers"], 5)}
         line |= {"grad_norm": round(float(logs["grad_norm"]), 4), "learning_rate": float(logs["learning_rate"])}
-        line["seconds"] = round(time.monotonic() - self.began, 1)
+        # A step's tokens on one device, image and padding counted in.
+        line |= {"tokens": round(logs["tokens"]), "seconds": round(time.monotonic() - self.began, 2)}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         rate = (state.global_step - self.first) / max(1e-9, time.monotonic() - self.began)
@@ -203,6 +211,7 @@ def last_complete(folder: Path) -> Path | None:
 
 
 def _arguments(stage: Stage, folder: Path, device: str) -> TrainingArguments:
+    on_gpu = device != "cpu" and torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=stage.micro_batch_size,
@@ -212,7 +221,7 @@ def _arguments(stage: Stage, folder: Path, device: str) -> TrainingArguments:
         adam_beta2=stage.adam_beta2,
         max_grad_norm=stage.max_grad_norm,
         bf16=stage.precision == "bf16",
-        tf32=True if stage.precision == "tf32" else None,
+        tf32=True if stage.precision == "tf32" and on_gpu else None,
         optim="adamw_torch_fused",
         logging_nan_inf_filter=False,  # it waits for the device after every step
         seed=stage.seed,
@@ -227,7 +236,7 @@ def _arguments(stage: Stage, folder: Path, device: str) -> TrainingArguments:
         report_to="none",
         disable_tqdm=True,
         dataloader_drop_last=True,
-        dataloader_pin_memory=device != "cpu" and torch.cuda.is_available(),
+        dataloader_pin_memory=on_gpu,
         dataloader_num_workers=stage.workers,
         dataloader_persistent_workers=stage.workers > 0,
         dataloader_prefetch_factor=8 if stage.workers else None,
