@@ -263,7 +263,7 @@ def measure(seconds: float) -> list[dict[str, Any]]:
         for vec, unroll, stages in [(2, 4, 1), (2, 4, 2), (2, 4, 3), (2, 2, 3), (2, 2, 4), (1, 4, 3), (4, 2, 3)]:
             with settings(_CHANNELS_PER_THREAD=vec, _UNROLL=unroll, _STAGES=stages):
                 programs = shape[0] * -(-shape[2] // (32 * vec))
-                warps = {max(1, min(132 * w // programs, shape[1] // 32)) for w in (0, 4, 8, 12, 16)}
+                warps = {max(1, min(132 * w // programs, shape[1] // 32)) for w in (0, 8, 16, 24)}
                 for segments in sorted(warps):
                     label = f"{vec} channels, {unroll} tokens, {stages} stages, {segments} segments"
                     row("scan", shape, label, partial(kernels.selective_scan, **case, segments=segments))
@@ -288,9 +288,9 @@ def measure(seconds: float) -> list[dict[str, Any]]:
         row("backward with launches", shape, name, _training(case, scan.selective_scan))
         dy, h = forward()
         backward = partial(kernels.scan_backward, dy, h, **case, lengths=None, checkpoints=checkpoints)
-        for block, stages in [((32, 1), 1), ((32, 1), 2), ((32, 1), 3), ((64, 1), 1), ((64, 1), 3), ((64, 2), 3)]:
-            with settings(_BACKWARD=block, _STAGES=stages):
-                row("backward", shape, f"{name}, {block[0]} channels, {block[1]} warps, {stages} stages", backward)
+        for block in ((32, 1), (64, 1), (64, 2)):
+            with settings(_BACKWARD=block):
+                row("backward", shape, f"{name}, {block[0]} channels, {block[1]} warps", backward)
         weight, bias = normal(d, 4).to(dtype), normal(d).to(dtype)
         row("convolution backward", shape, name,
             partial(kernels.conv_backward, dy, case["x"], weight, bias, None, None, None))  # fmt: skip

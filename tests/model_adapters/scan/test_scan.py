@@ -27,7 +27,7 @@ BACKENDS = ["triton"] if INTERPRETED else ["cpu", "autograd", "mamba_ssm"]
 TOLERANCE = {"cpu": 1e-6, "autograd": 1e-6, "mamba_ssm": 5e-6, "triton": 5e-6}
 
 examples = settings(
-    max_examples=10 if INTERPRETED else 40,
+    max_examples=8 if INTERPRETED else 40,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
