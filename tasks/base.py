@@ -6,7 +6,7 @@ A new benchmark is one file with one subclass of `Task` and one line in `registr
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -117,9 +117,18 @@ class Task(ABC):
         return prompt.removeprefix("<image>\n").strip()
 
     def judge(
-        self, samples: Sequence[Sample], answers: Mapping[str, str], cache: Path, url: str, model: str
+        self,
+        samples: Sequence[Sample],
+        answers: Mapping[str, str],
+        cache: Path,
+        url: str,
+        model: str,
+        judged: Callable[[int, int], None] = lambda done, total: None,
     ) -> dict[str, Verdict]:
-        """Have a model grade the answers, where the benchmark wants that (`scored="judge"`). Raises `UsageError`."""
+        """Have a model grade the answers, where the benchmark wants that (`scored="judge"`). Raises `UsageError`.
+
+        `judged(done, total)` is called after each judgement.
+        """
         raise UsageError(f"{self.info.name} needs no judge: it is scored by rules.")
 
     def submit(self, samples: Sequence[Sample], answers: Mapping[str, str], folder: Path) -> list[Path]:

@@ -17,7 +17,7 @@ One entry of mm-vet.json:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,11 +85,17 @@ class MMVet(Task):
             yield Metric("score", value, category=group, headline=group == "all")
 
     def judge(
-        self, samples: Sequence[Sample], answers: Mapping[str, str], cache: Path, url: str, model: str
+        self,
+        samples: Sequence[Sample],
+        answers: Mapping[str, str],
+        cache: Path,
+        url: str,
+        model: str,
+        judged: Callable[[int, int], None] = lambda done, total: None,
     ) -> dict[str, Verdict]:
         from tasks.mmvet_judge import judge
 
-        return judge(samples, answers, cache, url, model)
+        return judge(samples, answers, cache, url, model, judged=judged)
 
     def submit(self, samples: Sequence[Sample], answers: Mapping[str, str], folder: Path) -> list[Path]:
         """The JSON object that the authors' evaluator reads: {"v1_0": "..."}."""

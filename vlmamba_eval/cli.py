@@ -285,7 +285,11 @@ def judge(run: Path, judge_url: str, judge_model: str, data: str | None) -> None
     """
     from vlmamba_eval.finished import judge as grade
 
-    grade(run, judge_url, judge_model, data)
+    def tell(done: int, total: int) -> None:
+        if done % 20 == 0 or done == total:
+            _say(f"{done:,}/{total:,} answers judged")
+
+    grade(run, judge_url, judge_model, data, tell)
     _report([run], None, None, relative_to=Path())
 
 

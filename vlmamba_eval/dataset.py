@@ -65,6 +65,10 @@ def load_dataset(
         root = samples_folder() if bundled else Path(where)
         if not root.is_dir():
             raise UsageError(f"--data {where}: no such folder. Give a folder, `hub`, or `samples`.")
+        if bundled and not has_samples(task):
+            raise UsageError(
+                f"No samples of {info.name} are bundled; `vlmamba-eval list tasks` says of which there are."
+            )
         samples = task.load(Folder(root, info.folders, samples=bundled))
         if bundled:
             marks.append(SAMPLES)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vlmamba_eval.dataset import UNSCORED, Dataset, answer_text, load_dataset
-from vlmamba_eval.store import Run, data_source, read_answers, read_manifest, read_scores
-from vlmamba_eval.types import DataError, Graded, UsageError
+from vlmamba_eval.dataset import PARTIAL, UNSCORED, Dataset, answer_text, load_dataset
+from vlmamba_eval.store import DONE, Run, cannot_write, data_source, read_answers, read_manifest, read_scores
+from vlmamba_eval.types import DataError, Graded, StoreError, UsageError
 
 JUDGEMENTS = "judgements.jsonl"
 
@@ -56,11 +57,14 @@ def reopen(folder: Path, data: str | None = None) -> Finished:
 def submit(folder: Path, data: str | None = None, out: Path | None = None) -> list[Path]:
     """Write the submission of a complete run into `out` (default: `submission/` in the run folder); the paths written.
 
-    Raises `DataError` for a run that is limited or lacks answers.
+    Raises `DataError` for a run that is PARTIAL or lacks answers, `StoreError` where nothing can be written.
     """
     run = reopen(folder, data)
-    if "limit" in run.dataset.provenance:
-        raise DataError(f"{folder} is a limited run; a submission needs every question. Run again without --limit.")
+    if PARTIAL in run.dataset.marks:
+        raise DataError(
+            f"{folder} is a PARTIAL run; a submission needs every question of {run.dataset.task.info.title}. "
+            "Run again on the whole list, without --limit."
+        )
     missing = len(run.dataset.samples) - len(run.texts)
     if missing:
         raise DataError(
@@ -68,29 +72,37 @@ def submit(folder: Path, data: str | None = None, out: Path | None = None) -> li
             "Run the same evaluation again to complete it."
         )
     target = out or folder / "submission"
-    target.mkdir(parents=True, exist_ok=True)
-    return run.dataset.task.submit(run.dataset.samples, run.texts, target)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        return run.dataset.task.submit(run.dataset.samples, run.texts, target)
+    except OSError as error:
+        raise StoreError(cannot_write(target, error)) from error
 
 
-def judge(folder: Path, url: str, model: str, data: str | None = None) -> dict[str, Any]:
+def judge(
+    folder: Path,
+    url: str,
+    model: str,
+    data: str | None = None,
+    judged: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
     """Have a model grade a run's answers, and write its scores anew; judgements are kept in the run folder.
 
-    Stopped, it goes on where it was. Raises `UsageError` for a benchmark that is scored by rules.
+    Stopped, it goes on where it was. `judged(done, total)` is called after each. Raises `UsageError` for a benchmark
+    that is scored by rules.
     """
     from vlmamba_eval.stats import summarise
 
     run = reopen(folder, data)
     task, samples = run.dataset.task, run.dataset.samples
-    verdicts = task.judge(samples, run.texts, folder / JUDGEMENTS, url, model)
-    graded = [
-        Graded(sample, verdicts.get(sample.id), "ok" if sample.id in verdicts else "missing") for sample in samples
-    ]
     with Run(folder, read_manifest(folder)) as opened:
+        verdicts = task.judge(samples, run.texts, folder / JUDGEMENTS, url, model, judged)
+        graded = [Graded(sample, verdicts.get(sample.id), opened.state(sample.id)) for sample in samples]
         before = read_scores(folder)
         scores = before | {
             "judge": model,
             "marks": [mark for mark in before["marks"] if mark != UNSCORED],
             "scores": [asdict(score) for score in summarise(task, graded)],
         }
-        opened.finish(scores, complete=len(run.texts) == len(samples))
+        opened.finish(scores, complete=(folder / DONE).exists())
     return scores

@@ -121,7 +121,7 @@ def evaluate(
             (dataset.task.info.name, sample, _question(dataset, sample, scoring))
             for dataset in datasets
             for sample in dataset.samples
-            if _is_pending(runs[dataset.task.info.name], sample)
+            if runs[dataset.task.info.name].state(sample.id) != "ok"
         ]
         groups = plan(pending)
         total = sum(len(dataset.samples) for dataset in datasets)
@@ -201,11 +201,6 @@ def _question(dataset: Dataset, sample: Sample, scoring: Scoring) -> Question:
     if not continuations:
         raise UsageError(f"{task.info.name} has no choices to rank; leave it out of --scoring likelihood.")
     return Question(task.likelihood_prompt(sample), task.info.max_new_tokens, continuations)
-
-
-def _is_pending(run: Run, sample: Sample) -> bool:
-    answer = run.answers.get(sample.id)
-    return answer is None or answer.failure is not None
 
 
 def _host() -> dict[str, Any]:

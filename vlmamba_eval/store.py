@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from filelock import FileLock, Timeout
 
@@ -80,7 +80,7 @@ def write_atomic(path: Path, content: str) -> None:
             raise
         _sync_folder(path.parent)
     except OSError as error:
-        raise StoreError(_cannot_write(path, error)) from error
+        raise StoreError(cannot_write(path, error)) from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -113,7 +113,7 @@ class Run:
                 f"{self.folder} is being written by {who}. Wait for it, stop it, or give another folder with --out."
             ) from None
         except OSError as error:
-            raise StoreError(_cannot_write(self.folder, error)) from error
+            raise StoreError(cannot_write(self.folder, error)) from error
         try:
             write_atomic(self.folder / ".owner", f"process {os.getpid()} on {socket.gethostname()}\n")
             self._check_manifest()
@@ -161,10 +161,15 @@ class Run:
         except OSError as error:
             with contextlib.suppress(OSError):  # else the torn tail is cut off when the run is opened again
                 os.ftruncate(self._file.fileno(), self._size)
-            raise StoreError(_cannot_write(self.folder / ANSWERS, error)) from error
+            raise StoreError(cannot_write(self.folder / ANSWERS, error)) from error
         self._size += len(lines)
         for answer in answers:
             self.answers[answer.id] = answer
+
+    def state(self, sample_id: str) -> Literal["ok", "missing", "error"]:
+        """Whether a sample has its answer, none, or a failure."""
+        answer = self.answers.get(sample_id)
+        return "missing" if answer is None else "ok" if answer.failure is None else "error"
 
     def finish(self, scores: Mapping[str, Any], *, complete: bool) -> None:
         """Write the derived files, `DONE` last and only where every question has an answer."""
@@ -181,7 +186,7 @@ class Run:
             with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(event) + "\n")
         except OSError as error:
-            raise StoreError(_cannot_write(path, error)) from error
+            raise StoreError(cannot_write(path, error)) from error
 
 
 # =============================================================================
@@ -307,7 +312,8 @@ def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str
     return lines
 
 
-def _cannot_write(path: Path, error: OSError) -> str:
+def cannot_write(path: Path, error: OSError) -> str:
+    """The message for a file that can't be written: why, and what to do."""
     remedy = "Give another folder with --out"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         existing = next((p for p in (path, *path.parents) if os.path.exists(p)), Path("/"))

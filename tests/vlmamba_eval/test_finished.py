@@ -1,0 +1,154 @@
+"""What is done with a finished run: the file that a server wants, a judge's grades; and what `prepare` says before."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.toys import ToyAdapter, ToyTask, write_toy_data
+from vlmamba_eval import finished
+from vlmamba_eval.dataset import load_dataset
+from vlmamba_eval.finished import judge, submit
+from vlmamba_eval.prepare import inspect
+from vlmamba_eval.run import evaluate
+from vlmamba_eval.store import Run, read_manifest, read_scores
+from vlmamba_eval.types import DataError, StoreError, UsageError, Verdict
+
+
+class Judged(ToyTask):
+    """The toy as a benchmark without labels, for a server and for a judge that likes red."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.info = dataclasses.replace(self.info, scored="judge", sources=("Colours: draw them yourself",))
+
+    def load(self, data):
+        return [dataclasses.replace(sample, target=None) for sample in super().load(data)]
+
+    def submit(self, samples, answers, folder):
+        path = folder / "answers.json"
+        path.write_text(json.dumps([answers[sample.id] for sample in samples]))
+        return [path]
+
+    def judge(self, samples, answers, cache, url, model, judged=lambda done, total: None):
+        judged(len(answers), len(answers))
+        return {key: Verdict("?", float(text == "red")) for key, text in answers.items()}
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("tasks.registry.all_tasks", lambda: {"toy": Judged()})
+    return write_toy_data(tmp_path / "data")
+
+
+def answered(data: Path, out: Path, adapter: ToyAdapter | None = None, **options: int) -> Path:
+    return evaluate(adapter or ToyAdapter(), [load_dataset(Judged(), str(data), **options)], out)[0].folder  # type: ignore[arg-type]
+
+
+def test_a_submission_holds_every_answer_and_lies_in_the_run(data: Path, tmp_path: Path) -> None:
+    folder = answered(data, tmp_path)
+    [path] = submit(folder)
+    assert path == folder / "submission" / "answers.json"
+    assert json.loads(path.read_text()) == (["red"] * 4 + ["blue"] * 4) * 3
+    assert submit(folder, out=tmp_path / "elsewhere") == [tmp_path / "elsewhere" / "answers.json"]
+
+
+def test_a_partial_or_incomplete_run_is_not_submitted(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"is a PARTIAL run; a submission needs every question of Toy\. Run again"):
+        submit(answered(data, tmp_path, limit=4))
+    (data / "toy" / "images" / "2.png").unlink()
+    with pytest.raises(DataError, match=r"lacks 4 of 24 answers\. Run the same evaluation again"):
+        submit(answered(data, tmp_path))
+
+
+def test_a_place_where_no_submission_can_be_written_is_named(data: Path, tmp_path: Path) -> None:
+    folder = answered(data, tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match=r"file/x cannot be written \(Not a directory\)"):
+        submit(folder, out=tmp_path / "file" / "x")
+
+
+def test_moved_data_is_asked_for_and_other_data_refused(data: Path, tmp_path: Path) -> None:
+    folder = answered(data, tmp_path)
+    moved = data.rename(tmp_path / "moved")
+    with pytest.raises(UsageError, match="no such folder"):
+        submit(folder)
+    assert submit(folder, str(moved))
+    path = moved / "toy" / "toy.jsonl"
+    path.write_text(path.read_text().replace("What colour (2)", "Which colour (2)"))
+    with pytest.raises(DataError, match=r"does not hold the questions that .* answered"):
+        submit(folder, str(moved))
+    (folder / "telemetry.jsonl").unlink()
+    with pytest.raises(UsageError, match="does not say where its data lay; give it with --data"):
+        submit(folder)
+
+
+def test_a_judge_scores_a_run_under_its_own_name(data: Path, tmp_path: Path) -> None:
+    folder = answered(data, tmp_path)
+    assert read_scores(folder)["marks"] == ["UNSCORED"]
+    said: list[tuple[int, int]] = []
+    judge(folder, "http://x", "likes-red", judged=lambda done, total: said.append((done, total)))
+    scores = read_scores(folder)
+    assert (scores["judge"], scores["marks"], scores["scores"][0]["value"]) == ("likes-red", [], 50.0)
+    assert (folder / "DONE").exists()
+    assert said == [(24, 24)]
+    assert evaluate(ToyAdapter(), [load_dataset(Judged(), str(data))], tmp_path)[0].scores["judge"] == "likes-red"
+
+
+def test_a_failed_answer_stays_a_failure_under_the_judge(data: Path, tmp_path: Path) -> None:
+    (data / "toy" / "images" / "2.png").unlink()
+    folder = answered(data, tmp_path)
+    score = judge(folder, "http://x", "likes-red")["scores"][0]
+    assert (score["n"], score["n_error"], score["n_missing"]) == (24, 4, 0)
+    assert score["value"] == pytest.approx(100 * 8 / 24)
+    assert not (folder / "DONE").exists()
+
+
+def test_two_judges_do_not_write_to_one_run(data: Path, tmp_path: Path) -> None:
+    folder = answered(data, tmp_path)
+    with Run(folder, read_manifest(folder)), pytest.raises(StoreError, match="is being written by process"):
+        judge(folder, "http://x", "likes-red")
+
+
+@pytest.mark.parametrize("action", [finished.submit, lambda folder: judge(folder, "http://x", "m")])
+def test_what_is_no_run_is_refused(tmp_path: Path, action: Callable[[Path], object]) -> None:
+    with pytest.raises(StoreError, match=r"manifest\.json is missing\. Is this a run folder"):
+        action(tmp_path)
+
+
+# -- prepare ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_there_is_counted(data: Path) -> None:
+    state = inspect(Judged(), str(data))
+    assert state.ready
+    assert "  images: 6 of 6" in state.lines
+    assert any("gold labels: not here" in line for line in state.lines)
+
+
+def test_what_is_missing_is_named_with_its_source(data: Path, tmp_path: Path) -> None:
+    (data / "toy" / "images" / "2.png").unlink()
+    for where, line in (
+        (str(data), f"  missing, for example: {data}/toy/images/2.png"),
+        (
+            str(tmp_path / "nowhere"),
+            f"  --data {tmp_path}/nowhere: no such folder. Give a folder, `hub`, or `samples`.",
+        ),
+    ):
+        state = inspect(Judged(), where)
+        assert not state.ready
+        assert line in state.lines
+        assert "    Colours: draw them yourself" in state.lines
+
+
+def test_bundled_samples_are_not_said_to_be_the_benchmark() -> None:
+    from tasks.registry import get_task
+
+    lines = inspect(get_task("pope"), "samples").lines
+    assert not any("as declared" in line for line in lines)
+    with pytest.raises(UsageError, match="No samples of vqav2_testdev are bundled"):
+        load_dataset(get_task("vqav2_testdev"), "samples")
