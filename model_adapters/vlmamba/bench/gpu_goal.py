@@ -50,6 +50,7 @@ from .timing import machine, timed
 
 STEPS = ("rates", "goal", "unshared", "compare", "lengths", "scan", "profile")
 TASKS = ("gqa", "pope", "mme")
+MATRIX_RATE = "matrix rate, bf16, TFLOP/s"
 
 
 class Results:
@@ -136,7 +137,7 @@ def _ceilings(device: str, results: Results, side: int) -> float:
     """What the card can do: multiply bfloat16 matrices, copy. Returns FLOP/s."""
     a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
     peak = 2 * side**3 / seconds_of(partial(torch.matmul, a, b), device)
-    results.add("matrix rate, bf16, TFLOP/s", peak / 1e12)
+    results.add(MATRIX_RATE, peak / 1e12)
     source, target = (torch.empty(side * side * 4, device=device) for _ in range(2))
     seconds = seconds_of(partial(target.copy_, source), device)
     results.add("copy, read and written, TB/s", 2 * source.nbytes / seconds / 1e12)
@@ -186,6 +187,7 @@ def goal(
     asked = distinct(batch)
     some = asked[:: max(1, round(8 * fraction))] if fraction > 0.2 else asked
     found: dict[Limits, float] = {}
+    answer(subject, subject.engine, some)  # kernels are compiled before the first is timed
     for limits in tries:
         engine = Engine(subject.engine.model, subject.engine.tokenizer, limits=limits)
         answer(subject, engine, some[:8])  # warms up: kernels, graphs
@@ -200,6 +202,7 @@ def goal(
     results.add("goal: limits", asdict(best))
     engine = Engine(subject.engine.model, subject.engine.tokenizer, limits=best)
     answer(subject, engine, some[:8])
+    flops, peak = 2 * matrix_parameters(subject.engine.model.language_model), results.values.get(MATRIX_RATE)
     for name, questions in (("equal ones once", asked), ("each asked", batch)):
         _reset_peak(subject)
         seconds, _ = timed(lambda q=questions: answer(subject, engine, q), subject.device)
@@ -207,6 +210,12 @@ def goal(
         results.add(f"goal, {name}: questions answered", n)
         results.add(f"goal, {name}: images", len(questions))
         results.add(f"goal, {name}: s", seconds)
+        tokens = subject.image_tokens * len(questions)
+        tokens += sum(len(subject.asked_ids(question)) for item in questions for question in item.questions)
+        tokens += sum(question.max_new_tokens - 1 for item in questions for question in item.questions)
+        results.add(f"goal, {name}: tokens read by the language model", tokens)
+        if peak is not None:  # what the language model's layers alone would take at the measured matrix rate
+            results.add(f"goal, {name}: floor of the matrix products, s", flops * tokens / (peak * 1e12))
         results.add(f"goal, {name}: peak GiB with the weights", _peak(subject))
     subject.engine.limits = best
 
@@ -326,6 +335,8 @@ def profile(subject: Subject, results: Results, batch: Sequence[ImageQuestions],
     table = trace.key_averages().table(sort_by=order, row_limit=30, max_name_column_width=70)
     (out / "profile.txt").write_text(f"{seconds:.3f} s\n{table}\n", encoding="utf-8")
     events: list[Any] = list(trace.key_averages())
+    if cuda:  # the kernels themselves, not the operators that launch them
+        events = [event for event in events if event.device_type.name == "CUDA"]
     spent = {e.key: (e.self_device_time_total if cuda else e.self_cpu_time_total) / 1e3 for e in events}
     most = sorted(spent, key=lambda key: -spent[key])[:14]
     results.add("profile: 16 images, s", seconds)
@@ -415,10 +426,30 @@ def main() -> None:
         except torch.OutOfMemoryError as error:
             results.add(f"{step}: out of memory", str(error)[:200])
         _empty_cache(subject)
-    print(f"\n{'':-<100}")
-    for name, value in results.values.items():
-        if not isinstance(value, dict | list):
-            print(f"{name:<90} {value:>12.4g}" if isinstance(value, float) else f"{name:<90} {value!s:>12}")
+    for path in write_tables(results.values, given.out):
+        print(path)
+    print("\n".join(f"{name:<90} {value:>14}" for name, value in lines(results.values)))
+
+
+def lines(values: dict[str, Any]) -> list[tuple[str, str]]:
+    """The single numbers among the results, in order, as people read them."""
+    return [
+        (name, f"{value:,.4g}" if isinstance(value, float) and value < 1e4 else f"{value:,.0f}")
+        for name, value in values.items()
+        if isinstance(value, float | int)
+    ]
+
+
+def write_tables(values: dict[str, Any], out: Path) -> list[Path]:
+    """`gpu_goal.csv`, and `gpu_goal.md` with the machine; `gpu_goal.json` has the unrounded values."""
+    csv, markdown = out / "gpu_goal.csv", out / "gpu_goal.md"
+    rows = lines(values)
+    csv.write_text("name,value\n" + "".join(f'"{name}",{values[name]:.6g}\n' for name, _ in rows), encoding="utf-8")
+    about = {**values["machine"], **values["model"]}
+    text = [*(f"- {key}: {value}" for key, value in about.items()), "", "| measured | value |", "|---|---|"]
+    text += [f"| {name} | {value} |" for name, value in rows]
+    markdown.write_text("\n".join(text) + "\n", encoding="utf-8")
+    return [csv, markdown]
 
 
 if __name__ == "__main__":

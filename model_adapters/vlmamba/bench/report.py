@@ -239,17 +239,16 @@ def draw(rows: Sequence[Row], machine: Mapping[str, str], path: Path) -> bool:
     with plt.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         if profile == "lengths":
             figure, (time, memory) = plt.subplots(1, 2, figsize=(8.5, 3.4))
-            _lines(
-                time, rows, lambda row: row.prefix_tokens, lambda row: (row.seconds, row.seconds_min, row.seconds_max)
-            )
-            time.set(xlabel="tokens", ylabel="seconds to read them", xscale="log", yscale="log")
-            _lines(memory, rows, lambda row: row.prefix_tokens, lambda row: (row.kept_mib,) * 3)
-            memory.set(xlabel="tokens", ylabel="MiB kept to go on", xscale="log", yscale="log")
+            _lines(time, rows, _tokens, _seconds)
+            time.set(xlabel="tokens", ylabel="seconds to read them")
+            _lines(memory, rows, _tokens, lambda row: (row.kept_mib,) * 3)
+            _lines(memory, rows, _tokens, lambda row: (row.peak_mib,) * 3, linestyle=":")
+            memory.set(xlabel="tokens", ylabel="MiB kept (dotted: at the peak)")
             time.legend(frameon=False)
         elif profile == "images":
             figure, axes = plt.subplots(figsize=(5.2, 3.4))
-            _lines(axes, rows, lambda row: row.questions, lambda row: (row.seconds, row.seconds_min, row.seconds_max))
-            axes.set(xlabel="questions an image", ylabel="seconds an image", xscale="log", yscale="log")
+            _lines(axes, rows, lambda row: row.questions, _seconds)
+            axes.set(xlabel="questions an image", ylabel="seconds an image")
             axes.legend(frameon=False)
         else:
             figure, axes = plt.subplots(figsize=(6.4, 0.7 + 0.42 * len(rows)))
@@ -263,19 +262,31 @@ def draw(rows: Sequence[Row], machine: Mapping[str, str], path: Path) -> bool:
     return True
 
 
-def _lines(axes: Any, rows: Sequence[Row], x: Any, y: Any) -> None:
+def _tokens(row: Row) -> int:
+    return row.prefix_tokens
+
+
+def _seconds(row: Row) -> tuple[float, float, float]:
+    return row.seconds, row.seconds_min, row.seconds_max
+
+
+def _lines(axes: Any, rows: Sequence[Row], x: Any, y: Any, linestyle: str = "-") -> None:
+    """A line for each mode, from the least to the most as a band, on logarithmic axes."""
     for mode in dict.fromkeys(row.mode for row in rows):
         own = [row for row in rows if row.mode == mode and y(row)[0] is not None and y(row)[0] == y(row)[0]]
         if not own:
             continue
         xs = [x(row) for row in own]
         middle, low, high = zip(*(y(row) for row in own), strict=True)
-        label = own[0].model if mode == "llama" else mode
-        axes.plot(xs, middle, marker="o", markersize=3.5, color=_COLOURS.get(mode), label=label)
-        axes.fill_between(xs, low, high, color=_COLOURS.get(mode), alpha=0.2, linewidth=0)
+        model = own[0].model
+        label = {"llama": model, "whole": model, "pieces": f"{model}, in pieces"}.get(mode, mode)
+        colour = _COLOURS.get(mode)
+        axes.plot(xs, middle, marker="o", markersize=3.5, color=colour, label=label, linestyle=linestyle)
+        axes.fill_between(xs, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.set(xscale="log", yscale="log")
     ticks = sorted({x(row) for row in rows})
-    axes.set_xticks(ticks, [f"{tick // 1024}k" if tick >= 1024 else str(tick) for tick in ticks], minor=False)
-    axes.minorticks_off()
+    axes.set_xticks(ticks, [f"{tick // 1024}k" if tick % 1024 == 0 else str(tick) for tick in ticks])
+    axes.xaxis.minorticks_off()
 
 
 def _bars(axes: Any, rows: Sequence[Row]) -> None:
