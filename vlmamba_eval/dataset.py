@@ -61,8 +61,8 @@ def load_dataset(
         samples = task.load_hub(hub)
         provenance["hub"] = dict(hub.revisions)
     else:
-        bundled = where == "samples"
-        root = samples_folder() if bundled else Path(where)
+        root = samples_folder() if where == "samples" else Path(where)
+        bundled = root.resolve() == samples_folder().resolve()  # whatever they are called, they are no benchmark
         if not root.is_dir():
             raise UsageError(f"--data {where}: no such folder. Give a folder, `hub`, or `samples`.")
         if bundled and not has_samples(task):

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tasks.registry import get_task
 from tests.toys import ToyTask, write_toy_data
-from vlmamba_eval.dataset import Dataset, fingerprint, load_dataset, read_answer_file
+from vlmamba_eval.dataset import Dataset, fingerprint, load_dataset, read_answer_file, samples_folder
 from vlmamba_eval.imported import score_answers
 from vlmamba_eval.store import read_scores
 from vlmamba_eval.types import DataError, Sample, UsageError
@@ -38,6 +39,11 @@ def test_other_counts_than_the_declared_are_refused_or_marked(data: Path) -> Non
         load_dataset(ToyTask(images=7), str(data))
     assert load_dataset(ToyTask(questions=25), str(data), allow_partial=True).marks == ("PARTIAL",)
     assert load_dataset(ToyTask(), str(data)).marks == ()
+
+
+@pytest.mark.parametrize("where", ["samples", str(samples_folder()), f"{samples_folder()}/../data"])
+def test_the_bundled_samples_say_so_by_whatever_name(where: str) -> None:
+    assert load_dataset(get_task("pope"), where).marks == ("SAMPLES",)
 
 
 def test_a_folder_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:

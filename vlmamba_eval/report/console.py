@@ -28,7 +28,7 @@ def show(board: Board) -> None:
     terminal = sys.stdout.isatty()
     console = Console(file=sys.stdout, highlight=False, soft_wrap=not terminal)
     room = console.width if terminal else PLAIN_WIDTH
-    layouts = (_by_model(board), _by_task(board), _by_task(board, narrow=True))
+    layouts = [_by_model(board), _by_task(board)] + terminal * [_by_task(board, narrow=True)]
     table = next((table for table in layouts if _width(console, table) <= room), layouts[-1])
     if not terminal:
         console.width = _width(console, table)
