@@ -56,7 +56,7 @@ def main(recipe: str, stage: str, steps: int, micro_batch_size: int, words: int,
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
     tokenizer = checkpoint.load_tokenizer(TINY / "tokenizer.json", PRESETS["vlmamba-tiny"])
-    model = random_model(loaded.config, 0, device)
+    model = random_model(loaded.config, loaded.seed, device)
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as folder:

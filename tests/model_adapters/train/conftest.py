@@ -32,7 +32,7 @@ def small_config() -> ModelConfig:
         num_attention_heads=2,
         intermediate_size=96,
     )
-    language_model = LanguageModelConfig(d_model=64, n_layer=2, vocab_size=512)
+    language_model = LanguageModelConfig(d_model=64, n_layer=2, vocab_size=512, d_state=4)
     return replace(tiny, name="small", vision=vision, language_model=language_model)
 
 

@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file
 
 from model_adapters.vlmamba import checkpoint
 from model_adapters.vlmamba.adapter import VLMambaAdapter
+from model_adapters.vlmamba.train import curve, timing
 from model_adapters.vlmamba.train.data import turns_of
 from model_adapters.vlmamba.train.recipe import load_recipe
 from model_adapters.vlmamba.train.run import run_recipe
@@ -78,7 +80,7 @@ def test_sixteen_examples_are_learnt_by_heart_and_evaluation_says_exactly_them(t
         row["image"] = f"{number}.png"
     (data / "talk.json").write_text(json.dumps(rows))
     stage = {"name": "heart", **ALL, "data": {"json": "talk.json"}, "batch_size": 16, "micro_batch_size": 16}
-    stage |= {"steps": 120, "learning_rate": 6e-3, "warmup_ratio": 0.05, "save_every": 1000, "log_every": 10}
+    stage |= {"steps": 100, "learning_rate": 7e-3, "warmup_ratio": 0.05, "save_every": 1000, "log_every": 10}
     folder = run_recipe(load_recipe(str(write_recipe(tmp_path, [stage]))), tmp_path / "out", data=data, device="cpu")
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert log[-1]["loss"] < 0.05
@@ -113,9 +115,9 @@ def test_a_killed_run_goes_on_and_ends_with_the_uninterrupted_weights(tmp_path: 
     process.wait()
     assert not (folder / "config.json").exists(), "an unfinished stage is no checkpoint"
 
-    done = subprocess.run(command(recipe, tmp_path / "killed", data), env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "resuming from" in done.stdout
+    said: list[str] = []
+    run_recipe(load_recipe(str(recipe)), tmp_path / "killed", data=data, device="cpu", say=said.append)
+    assert any(line.startswith("resuming from") for line in said)
     whole, resumed = parameters(tmp_path / "whole/one"), parameters(folder)
     for name, tensor in whole.items():
         assert torch.equal(resumed[name], tensor), name
@@ -124,8 +126,9 @@ def test_a_killed_run_goes_on_and_ends_with_the_uninterrupted_weights(tmp_path: 
     assert curves[0] == curves[1]
     assert not (folder / "training").exists()
 
-    again = subprocess.run(command(recipe, tmp_path / "killed", data), env=environment, capture_output=True, text=True)
-    assert "stage one is complete" in again.stdout
+    said.clear()
+    run_recipe(load_recipe(str(recipe)), tmp_path / "killed", data=data, device="cpu", say=said.append)
+    assert said == [f"stage one is complete: {folder}"]
 
 
 def test_errors_of_the_command_say_what_to_do(tmp_path: Path, data: Path):
@@ -137,6 +140,38 @@ def test_errors_of_the_command_say_what_to_do(tmp_path: Path, data: Path):
         run_recipe(load_recipe(str(recipe)), tmp_path / "out", data=data, device="cpu")
     with pytest.raises(UsageError, match="has no stage two, only one"):
         run_recipe(load_recipe(str(recipe)), tmp_path / "out", data=data, only=("two",), device="cpu")
+
+
+def test_a_fresh_connector_is_put_between_known_parts(tmp_path: Path, data: Path):
+    """As in the ablations: another connector, drawn from the recipe's seed, the encoder and language model kept."""
+    out, one = tmp_path / "out", {"name": "one", "train": ["connector"], "steps": 1}
+    before = run_recipe(load_recipe(str(write_recipe(tmp_path, [{**one, **ALL}]))), out / "a", data=data, device="cpu")
+    path = write_recipe(tmp_path, [one], start="parts", connector={"kind": "mlp"})
+    after = run_recipe(load_recipe(str(path)), out / "b", data=data, start=before, device="cpu")
+    old, new = parameters(before), parameters(after)
+    assert all(torch.equal(old[name], new[name]) for name in old if not name.startswith("connector"))
+    assert {name for name in new if name.startswith("connector")} == {
+        f"connector.mlp.{place}.{kind}" for place in (0, 2) for kind in ("weight", "bias")
+    }
+    plain = load_recipe(str(write_recipe(tmp_path, [one], start="checkpoint", connector={"kind": "mlp"})))
+    with pytest.raises(UsageError, match="holds another model"):
+        run_recipe(plain, out / "c", data=data, start=before, device="cpu")
+
+
+def test_the_timing_script_runs(tmp_path: Path):
+    path = write_recipe(tmp_path, [{"name": "one", **ALL}])
+    options = ["--stage", "one", "--steps", "2", "--micro-batch-size", "1", "--words", "20"]
+    done = CliRunner().invoke(timing.main, [str(path), *options, "--out", str(tmp_path / "found.json")])
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "found.json").read_text())["tokens_per_second"] > 0
+
+
+def test_the_curve_is_drawn_from_the_logs(tmp_path: Path):
+    pytest.importorskip("matplotlib")
+    log = tmp_path / "one.jsonl"
+    log.write_text('{"step": 1, "answers": 2.0}\n{"step": 2, "answers": 1.0}\n')
+    assert CliRunner().invoke(curve.main, [str(log), "--out", str(tmp_path / "curve.png")]).exit_code == 0
+    assert (tmp_path / "curve.png").stat().st_size > 1000
 
 
 def test_auxiliary_heads_teach_the_encoder_and_are_not_kept(tmp_path: Path):
