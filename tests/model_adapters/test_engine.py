@@ -90,7 +90,7 @@ def test_the_answers_of_these_tests_are_not_all_alike(adapter: MakeAdapter) -> N
     """A model that always says one thing would make every equality here empty."""
     answers = [answer for group in adapter().generate(mixed_batch()) for answer in group]
     assert len({answer.text for answer in answers}) > len(answers) // 3
-    asked = tuple(question(i) for i in range(12))
+    asked = tuple(Question(text(i, 1 + i), 6) for i in range(12))
     by_picture = {
         tuple(answer.text for answer in adapter().generate([ImageQuestions(picture(i), asked)])[0]) for i in range(6)
     }
