@@ -17,7 +17,7 @@ from scipy.stats import binomtest, bootstrap
 
 from tasks.base import Task
 from tests.toys import ToyTask, reference
-from vlmamba_eval.stats import Score, Sums, _exact_parts, interval, summarise, wilson
+from vlmamba_eval.stats import Score, Sums, _bootstrap, _exact_parts, interval, summarise, wilson
 from vlmamba_eval.types import Graded, Metric, Sample, Verdict
 
 
@@ -86,6 +86,17 @@ def test_the_interval_equals_scipys_bootstrap_over_images() -> None:
     ).confidence_interval
     assert score.ci_low == pytest.approx(theirs.low, abs=0.8)  # the Monte Carlo error of an end is about 0.15
     assert score.ci_high == pytest.approx(theirs.high, abs=0.8)
+
+
+@pytest.mark.parametrize("replicates", [1, 99, 100, 250])
+def test_every_replicate_draws_as_many_images_as_there_are_in_each_stratum(replicates: int) -> None:
+    table = np.array([[1.0, 0.0]] * 7 + [[0.0, 1.0]] * 3)
+    sums = _bootstrap(table, ["a"] * 7 + ["b"] * 3, 0, replicates)
+    assert sums.tolist() == [[7.0, 3.0]] * replicates
+
+
+def test_a_narrow_spread_is_still_an_interval() -> None:
+    assert interval(50.0, np.array([49.9, 50.0, 50.1]), 100.0, 3) == pytest.approx((49.905, 50.095))
 
 
 THREADS = """
