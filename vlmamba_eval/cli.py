@@ -343,7 +343,11 @@ def assemble(
 
 @cli.command(short_help="Measure the speed of this machine.")
 @click.option("--model", metavar="NAME|PATH", help="A whole model by name, or a checkpoint folder.")
-@click.option("--shape", metavar="130m|370m|790m|1.4b|2.8b", help="A Mamba language model alone, with random weights.")
+@click.option(
+    "--shape",
+    metavar="130m|370m|790m|1.4b|2.8b",
+    help="A Mamba language model alone, with random weights. Default: 130m.",
+)
 @click.option(
     "--weights", metavar="DIR", type=click.Path(path_type=Path), help="The checkpoint folder for a named model."
 )
@@ -374,17 +378,16 @@ def assemble(
 )
 @click.option(
     "--peers",
-    metavar="A,B",
-    default="",
-    help="With --shape: transformers (a question at a time), transformers-batched. They answer a part of the "
-    "questions where all would take too long, and the table says so.",
+    metavar="A,B|none",
+    help="For a --shape: transformers (a question at a time; the default), transformers-batched. Slow ones answer a "
+    "part of the questions, and the table says so.",
 )
 @click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Turns of every mode.")
 @click.option("--images", type=click.IntRange(min=1), help="Images of a profile. Default: 1 on cpu, 32 on cuda.")
 @click.option("--lengths", metavar="A,B,C", default="", help="Tokens. Default: 512 to 4096 on cpu, to 65536 on cuda.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), default=Path("results/bench"), show_default=True)
-def bench(modes: str, peers: str, lengths: str, **options: Any) -> None:
+def bench(modes: str, peers: str | None, lengths: str, **options: Any) -> None:
     """Measure the speed of this machine: the engine's modes and transformers, in turns within one process.
 
     Prints a table of times and ratios with their spread, and writes it as CSV, Markdown and, where matplotlib is
@@ -397,7 +400,8 @@ def bench(modes: str, peers: str, lengths: str, **options: Any) -> None:
     except ValueError:
         raise UsageError(f"--lengths {lengths}: expected numbers of tokens, separated by commas.") from None
     command = "vlmamba-eval " + " ".join(sys.argv[1:])
-    paths = measure(modes=_names(modes), peers=_names(peers), lengths=tokens, command=command, say=_say, **options)
+    entered = None if peers is None else [name for name in _names(peers) if name != "none"]
+    paths = measure(modes=_names(modes), peers=entered, lengths=tokens, command=command, say=_say, **options)
     for path in paths:
         click.echo(path.resolve())
 

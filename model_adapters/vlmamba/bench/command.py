@@ -27,7 +27,7 @@ def bench(
     dtype: str,
     profile: str,
     modes: Sequence[str],
-    peers: Sequence[str],
+    peers: Sequence[str] | None,
     repeats: int,
     images: int | None,
     lengths: Sequence[int],
@@ -38,6 +38,8 @@ def bench(
 ) -> list[Path]:
     """Measure, print the table, and write the files; returns their paths. `vlmamba-eval bench --help` has the options.
 
+    Without model and shape, the smallest published shape is measured. `peers` None: transformers, where it can answer.
+
     Raises:
         UsageError: options that do not go together, or names that are not known.
     """
@@ -46,7 +48,11 @@ def bench(
     from .profiles import draw
     from .timing import machine
 
-    _check(model, shape, weights, random_init, profile, modes, peers)
+    if model is None and shape is None:
+        shape = "130m"
+    if peers is None:
+        peers = ("transformers",) if shape is not None and profile not in ("lengths", "images") else ()
+    _check(model, shape, weights, profile, modes, peers)
     for given, known in ((modes, MODES), (peers, PEERS)):
         for name in given:
             if name not in known:
@@ -74,12 +80,11 @@ def _check(
     model: str | None,
     shape: str | None,
     weights: Path | None,
-    random_init: bool,
     profile: str,
     modes: Sequence[str],
     peers: Sequence[str],
 ) -> None:
-    if (model is None) == (shape is None):
+    if model is not None and shape is not None:
         raise UsageError("Measure either a whole model (--model) or a language model by itself (--shape).")
     if shape is not None and weights is not None:
         raise UsageError("--shape has random weights; a checkpoint belongs to --model.")

@@ -208,7 +208,7 @@ def test_one_command_writes_a_table_a_csv_of_the_documented_columns_and_a_figure
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ("", "either a whole model"),
+        ("--peers transformer", "There are: transformers"),
         ("--shape 130m --model vlmamba-tiny", "either a whole model"),
         ("--shape 131m", "There are: 130m"),
         ("--model vlmamba-tiny --peers transformers", "--shape in place of --model"),
