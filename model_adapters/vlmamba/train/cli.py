@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -39,10 +40,14 @@ def train(
     if "LOCAL_RANK" not in os.environ:
         # One process drives one GPU; without a launcher the Trainer would split batches over all it can see.
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    missing = [name for name in ("accelerate", "yaml") if find_spec(name) is None]
+    if missing:
+        raise UsageError(f"training needs {', '.join(missing)}: pip install 'vlmamba-eval[train]'")
     from .recipe import load_recipe
     from .run import run_recipe
 
-    run_recipe(load_recipe(recipe, overrides), out, start=start, data=data, only=only, device=device, say=click.echo)
+    say = click.echo if os.environ.get("RANK", "0") == "0" else lambda line: None
+    run_recipe(load_recipe(recipe, overrides), out, start=start, data=data, only=only, device=device, say=say)
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from model_adapters.vlmamba import checkpoint
 from model_adapters.vlmamba.config import ModelConfig, TemplateConfig
 from model_adapters.vlmamba.language_model import keeps_float32
 from model_adapters.vlmamba.model import VLMamba
-from vlmamba_eval.types import UsageError
+from vlmamba_eval.types import DataError, UsageError
 
 from .data import Collator, Conversations, StreamRows, open_rows
 from .recipe import PARTS, Stage
@@ -196,7 +196,11 @@ def train_stage(
     last = last_complete(folder / "training")
     if last:
         say(f"resuming from {last}")
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    except DataError as error:
+        # From a worker process the error comes with its traceback, the message in the last line.
+        raise DataError(str(error).strip().rsplit("DataError: ", 1)[-1]) from None
 
 
 def last_complete(folder: Path) -> Path | None:

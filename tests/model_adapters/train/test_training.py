@@ -25,7 +25,7 @@ from model_adapters.vlmamba.train.recipe import load_recipe
 from model_adapters.vlmamba.train.run import run_recipe
 from model_adapters.vlmamba.train.trainer import last_complete
 from tasks.samples.training import example
-from vlmamba_eval.types import ImageQuestions, Question, UsageError
+from vlmamba_eval.types import DataError, ImageQuestions, Question, UsageError
 
 from .conftest import write_recipe
 
@@ -172,6 +172,30 @@ def test_the_curve_is_drawn_from_the_logs(tmp_path: Path):
     log.write_text('{"step": 1, "answers": 2.0}\n{"step": 2, "answers": 1.0}\n')
     assert CliRunner().invoke(curve.main, [str(log), "--out", str(tmp_path / "curve.png")]).exit_code == 0
     assert (tmp_path / "curve.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_row_stops_the_run_with_its_file_and_number(tmp_path: Path, data: Path, workers: int):
+    (data / "images/blue.png").unlink()
+    recipe = load_recipe(str(write_recipe(tmp_path, [{"name": "one", **ALL, "workers": workers}])))
+    with pytest.raises(DataError, match=r"^\S*talk\.json, row \d+: expected an image at .*blue\.png, found"):
+        run_recipe(recipe, tmp_path / "out", data=data, device="cpu")
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_model_that_one_trains(tmp_path: Path, data: Path):
+    """Micro-batches are shared out instead of accumulated; the weights agree to rounding."""
+    recipe = write_recipe(tmp_path, [{"name": "one", **ALL}])
+    run_recipe(load_recipe(str(recipe)), tmp_path / "alone", data=data, device="cpu")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    arguments = command(recipe, tmp_path / "both", data)[2:]
+    done = subprocess.run([*launch, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("stage one is complete") == 1
+    alone, both = parameters(tmp_path / "alone/one"), parameters(tmp_path / "both/one")
+    for name, tensor in alone.items():
+        assert torch.allclose(tensor, both[name], rtol=0, atol=1e-5), name
 
 
 def test_auxiliary_heads_teach_the_encoder_and_are_not_kept(tmp_path: Path):
