@@ -546,17 +546,22 @@ def caption(scene: Scene) -> str:
 
 
 def short_captions(scene: Scene) -> list[str]:
-    """Five ways to say less than everything, as five annotators would."""
+    """Ten ways to say what is there, most of them not everything, as ten annotators would."""
     nouns = [f"{t.color} {t.shape}" for t in scene.things]
     listed = " and ".join([", ".join(a(noun) for noun in nouns[:-1]), a(nouns[-1])]) if nouns[1:] else a(nouns[0])
     n = len(nouns)
     sign = f' and a sign that says "{scene.sign.text}"' if scene.sign else ""
     number = f"{NUMBERS[n].capitalize()} {plural('object', n)}"
-    first = scene.things[0]
+    first, last = scene.things[0], scene.things[-1]
     return [
         caption(scene),
         f"{listed[0].upper()}{listed[1:]}{sign} on a {scene.background} background.",
         f"{number}{sign} on a {scene.background} background.",
         f"A {scene.background} picture with {listed}{sign}.",
         f"{a(f'{first.size} {first.color} {first.shape}').capitalize()} at the {first.region} of the picture.",
+        f"A picture of {listed}{sign}.",
+        f"{number}{sign} in front of something {scene.background}.",
+        f"A drawing with {a(f'{last.color} {last.shape}')} at the {last.region}{sign}.",
+        f"The background is {scene.background}, and there {'is' if n == 1 else 'are'} {listed}{sign}.",
+        f"{a(f'{last.size} {last.color} {last.shape}').capitalize()} at the {last.region}{sign}.",
     ]

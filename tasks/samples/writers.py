@@ -10,8 +10,10 @@ import base64
 import csv
 import hashlib
 import io
+import itertools
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -418,10 +420,14 @@ def write_scienceqa(folder: Path) -> None:
 # =============================================================================
 
 
+def _textvqa_scenes() -> list[Scene]:
+    return chosen("textvqa", 14, lambda scene: scene.sign is not None and scene.sign.kind != "comparison")
+
+
 def write_textvqa(folder: Path) -> None:
     """Signs that are read; one picture's list of recognised words is empty, as for 115 questions of the release."""
     rows, recognised = [], []
-    for place, scene in enumerate(chosen("textvqa", 14, lambda s: s.sign is not None and s.sign.kind != "comparison")):
+    for place, scene in enumerate(_textvqa_scenes()):
         assert scene.sign is not None  # noqa: S101  `chosen` has seen to it
         rng = random.Random(f"textvqa: {scene.content()}")
         image = f"{number(scene, 2**64):016x}"
@@ -625,12 +631,65 @@ def write_coco_caption(folder: Path) -> None:
         file = f"COCO_val2014_{image:012d}.jpg"
         put(folder / "coco_caption/val2014" / file, jpeg(scene))
         images.append({"id": image, "file_name": file, "width": SIDE, "height": SIDE, "license": 1})
-        for sentence in questions.short_captions(scene):
+        for sentence in questions.short_captions(scene)[:5]:
             annotations.append({"image_id": image, "id": len(annotations) + 1, "caption": sentence})
     licenses = [{"id": 1, "name": "the license of this project", "url": ""}]
     info = {"description": "Scenes in COCO's caption format", "version": "1.0"}
     content = {"info": info, "images": images, "licenses": licenses, "annotations": annotations, "type": "captions"}
     put_json(folder / "coco_caption/captions_karpathy_test.json", content)
+
+
+def write_nocaps(folder: Path) -> None:
+    """Ten sentences a picture in COCO's caption format, in three domains."""
+    images, annotations = [], []
+    for place, scene in enumerate(chosen("nocaps", 6)):
+        open_images = f"{number(scene, 2**64):016x}"
+        put(folder / f"nocaps/val/{open_images}.jpg", jpeg(scene))
+        row = {
+            "license": 0,
+            "coco_url": "",
+            "file_name": f"{open_images}.jpg",
+            "height": SIDE,
+            "width": SIDE,
+            "id": place,
+        }
+        domain = ("in-domain", "near-domain", "out-domain")[place % 3]
+        images.append({**row, "open_images_id": open_images, "date_captured": "2018-11-06 11:04:33", "domain": domain})
+        for sentence in questions.short_captions(scene):
+            annotations.append({"image_id": place, "id": len(annotations), "caption": sentence})
+    content = {"licenses": [], "info": {"description": "Scenes in NoCaps' format", "version": "0.1"}}
+    put_json(folder / "nocaps/nocaps_val_4500_captions.json", {**content, "images": images, "annotations": annotations})
+
+
+def write_flickr30k(folder: Path) -> None:
+    """Five sentences a picture in Karpathy's format; one picture belongs to another split."""
+    images = []
+    sentences = itertools.count()
+    for place, scene in enumerate(chosen("flickr30k", 7)):
+        file = f"{number(scene, 10**10)}.jpg"
+        put(folder / "flickr30k/flickr30k-images" / file, jpeg(scene))
+        said = [
+            {"tokens": re.findall(r"\w+", raw.lower()), "raw": raw, "imgid": place, "sentid": next(sentences)}
+            for raw in questions.short_captions(scene)[:5]
+        ]
+        row = {"sentids": [sentence["sentid"] for sentence in said], "imgid": place, "sentences": said}
+        images.append({**row, "split": "val" if place == 2 else "test", "filename": file})
+    put_json(folder / "flickr30k/dataset_flickr30k.json", {"images": images, "dataset": "flickr30k"})
+
+
+def write_textcaps(folder: Path) -> None:
+    """One row a sentence, each with all five of its picture; the pictures are TextVQA's."""
+    rows = []
+    for scene in _textvqa_scenes():
+        sentences = questions.short_captions(scene)[:4] + questions.short_captions(scene)[5:6]
+        image = f"{number(scene, 2**64):016x}"
+        for sentence in sentences:
+            row = {"caption_str": sentence, "caption_id": len(rows) + 1, "image_id": image, "image_classes": ["Sign"]}
+            row |= {"caption_tokens": re.findall(r"\w+", sentence.lower()), "reference_strs": sentences}
+            row |= {"flickr_original_url": "", "flickr_300k_url": "", "image_width": SIDE, "image_height": SIDE}
+            rows.append({**row, "image_name": image, "image_path": f"train/{image}", "set_name": "val"})
+    head = {"dataset_type": "val", "dataset_name": "textcaps", "dataset_version": "0.1"}
+    put_json(folder / "textcaps/TextCaps_0.1_val.json", {**head, "data": rows})
 
 
 # =============================================================================
@@ -639,7 +698,7 @@ def write_coco_caption(folder: Path) -> None:
 
 WRITERS: tuple[Callable[[Path], None], ...] = (
     write_pope, write_gqa, write_mme, write_vqav2, write_scienceqa, write_textvqa, write_mmbench, write_seed,
-    write_mmvet, write_coco_caption,
+    write_mmvet, write_coco_caption, write_nocaps, write_flickr30k, write_textcaps,
 )  # fmt: skip
 
 

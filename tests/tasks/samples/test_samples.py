@@ -420,3 +420,27 @@ def test_colors_are_drawn_where_the_scene_says():
             inside = picture.getpixel((x, y - int(0.8 * (y - top)) if thing.shape == "ring" else y))
             assert isinstance(inside, tuple)
             assert max(abs(a - b) for a, b in zip(inside, COLORS[thing.color], strict=True)) <= 9
+
+
+def test_captions_name_the_colors_and_shapes_of_their_scene(described: Path):
+    coco = read_json(described / "coco_caption/captions_karpathy_test.json")
+    pictures = {row["id"]: described / "coco_caption/val2014" / row["file_name"] for row in coco["images"]}
+    said = [(pictures[row["image_id"]], row["caption"]) for row in coco["annotations"]]
+    nocaps = read_json(described / "nocaps/nocaps_val_4500_captions.json")
+    pictures = {row["id"]: described / "nocaps/val" / row["file_name"] for row in nocaps["images"]}
+    said += [(pictures[row["image_id"]], row["caption"]) for row in nocaps["annotations"]]
+    for row in read_json(described / "flickr30k/dataset_flickr30k.json")["images"]:
+        path = described / "flickr30k/flickr30k-images" / row["filename"]
+        said += [(path, sentence["raw"]) for sentence in row["sentences"]]
+    for row in read_json(described / "textcaps/TextCaps_0.1_val.json")["data"]:
+        assert row["caption_str"] in row["reference_strs"]
+        said.append((described / f"textvqa/train_images/{row['image_id']}.jpg", row["caption_str"]))
+    assert len(said) > 150
+    for path, sentence in said:
+        scene = scene_at(path)
+        words = set(re.findall(r"\w+", sentence.lower()))
+        assert words & set(SHAPES) <= {thing.shape for thing in scene.things}
+        assert words & set(COLORS) <= {thing.color for thing in scene.things}
+        if "sign" in words:
+            assert scene.sign is not None
+            assert f'"{scene.sign.text}"' in sentence
