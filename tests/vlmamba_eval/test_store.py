@@ -18,10 +18,13 @@ from vlmamba_eval.store import (
     data_source,
     decode_answer,
     encode_answer,
+    find_runs,
     folder_name,
+    read_answers,
     read_manifest,
     read_scores,
     run_key,
+    write_atomic,
 )
 from vlmamba_eval.types import Answer, Failure, Generation, Likelihood, StoreError
 
@@ -63,6 +66,43 @@ def test_a_torn_tail_is_cut_off_at_whatever_byte_it_was_torn(tmp_path: Path) -> 
             assert list(run.answers) == [str(i) for i in range(kept)]
             run.append([answer(i) for i in range(kept, 3)])
         assert path.read_bytes() == whole
+
+
+def test_reading_a_run_that_another_process_writes_changes_nothing(tmp_path: Path) -> None:
+    path = filled(tmp_path) / ANSWERS
+    torn = path.read_bytes()[:-5]
+    path.write_bytes(torn)
+    assert list(read_answers(tmp_path)) == ["0", "1"]
+    assert path.read_bytes() == torn
+
+
+def test_what_is_written_is_on_the_disk_before_anything_else_happens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file is synced before it takes its name, its folder after; answers are synced with every append."""
+    synced: list[str] = []
+
+    def fsync(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/dev/fd/{descriptor}")).name)
+
+    with Run(tmp_path / "run", MANIFEST) as run:
+        monkeypatch.setattr(os, "fsync", fsync)
+        run.append([answer(0), answer(1)])
+        assert synced == [ANSWERS]
+        synced.clear()
+        write_atomic(tmp_path / "run" / "x", "content")
+        assert synced[0].startswith(".x.")
+        assert synced[1:] == ["run"]
+
+
+def test_only_folders_with_manifest_and_scores_are_runs(tmp_path: Path) -> None:
+    for name in ("b", "a", "unfinished"):
+        filled(tmp_path / "runs" / name)
+    for name in ("b", "a", "stray"):
+        (tmp_path / "runs" / name).mkdir(exist_ok=True)
+        (tmp_path / "runs" / name / "scores.json").write_text("{}")
+    assert find_runs(tmp_path) == [tmp_path / "runs" / "a", tmp_path / "runs" / "b"]
+    assert find_runs(tmp_path / "runs" / "b") == [tmp_path / "runs" / "b"]
 
 
 def test_a_damaged_line_is_refused_by_file_and_line(tmp_path: Path) -> None:
