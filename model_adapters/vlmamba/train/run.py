@@ -54,29 +54,38 @@ def run_recipe(
             continue
         before = out / recipe.stages[place - 1].name if place else None
         if before is not None and not (before / "config.json").is_file():
-            before = None
-        model, tokenizer = _begin(recipe, before, start, data)
+            if start is None:
+                raise UsageError(
+                    f"stage {stage.name} goes on from {before}, which is not there: train it, or --start DIR"
+                )
+            before = start
+        model, tokenizer = _begin(recipe, start, data) if before is None else _go_on(recipe, before)
         train_stage(model, tokenizer, stage, folder, data, device=device, say=say)
         _finish(recipe, stage, folder, model, tokenizer)
         say(f"stage {stage.name} is complete: {folder}")
     return folder
 
 
-def _begin(recipe: Recipe, before: Path | None, start: Path | None, data: Path) -> tuple[VLMamba, Tokenizer]:
-    """The model to go on with, in float32: of the stage before, else as the recipe starts."""
-    if before is None and start is None and recipe.start != "random":
+def _go_on(recipe: Recipe, folder: Path) -> tuple[VLMamba, Tokenizer]:
+    """A checkpoint of the recipe's model, in float32."""
+    model, config, tokenizer = checkpoint.load(folder)
+    if config.architecture != recipe.config.architecture:
+        raise UsageError(f"{folder} holds another model ({config.name}) than recipe {recipe.name} trains")
+    return model, tokenizer
+
+
+def _begin(recipe: Recipe, start: Path | None, data: Path) -> tuple[VLMamba, Tokenizer]:
+    """The model that the first stage starts with, in float32."""
+    if start is None and recipe.start != "random":
         raise UsageError(
             f"recipe {recipe.name} starts from a checkpoint: --start DIR. "
             f"`vlmamba-eval assemble {recipe.model} --out DIR` builds one from published parts."
         )
-    folder = before or start
-    if folder is not None:
-        model, config, tokenizer = checkpoint.load(folder)
-        if before is None and recipe.start == "parts":
-            return _with_fresh_connector(recipe, model), tokenizer
-        if config.architecture != recipe.config.architecture:
-            raise UsageError(f"{folder} holds another model ({config.name}) than recipe {recipe.name} trains")
-        return model, tokenizer
+    if start is not None and recipe.start == "parts":
+        parts, _, tokenizer = checkpoint.load(start)
+        return _with_fresh_connector(recipe, parts), tokenizer
+    if start is not None:
+        return _go_on(recipe, start)
     config = replace(recipe.config, provenance=Provenance(untrained=("vision", "connector", "language_model")))
     tokenizer = train_tokenizer(_texts(recipe, config, data), config.language_model.vocab_size)
     return random_model(config, recipe.seed), tokenizer
@@ -106,12 +115,13 @@ def _texts(recipe: Recipe, config: ModelConfig, data: Path) -> Iterator[str]:
 
 def _finish(recipe: Recipe, stage: Stage, folder: Path, model: VLMamba, tokenizer: Tokenizer) -> None:
     """Write the stage's checkpoint, from one process; what only a resumption needs is deleted."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        if torch.distributed.get_rank() != 0:
-            return
-    save_model(folder, model, trained_config(recipe, stage, model.config), tokenizer, getattr(torch, recipe.save_dtype))
-    shutil.rmtree(folder / "training", ignore_errors=True)
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not several or torch.distributed.get_rank() == 0:
+        config, dtype = trained_config(recipe, stage, model.config), getattr(torch, recipe.save_dtype)
+        save_model(folder, model, config, tokenizer, dtype)
+        shutil.rmtree(folder / "training", ignore_errors=True)
+    if several:
+        torch.distributed.barrier()  # the next stage starts from what one process has written
 
 
 def trained_config(recipe: Recipe, stage: Stage, config: ModelConfig) -> ModelConfig:

@@ -49,11 +49,11 @@ def main(recipe: str, stage: str, steps: int, micro_batch_size: int, words: int,
     loaded = load_recipe(recipe)
     wanted = next(s for s in loaded.stages if s.name == stage)
     stream = Data(stream="model_adapters.vlmamba.train.timing:conversation", options={"words": words})
+    cuda = torch.cuda.is_available()
     timed = replace(
         wanted, data=stream, epochs=0, steps=steps, batch_size=micro_batch_size, micro_batch_size=micro_batch_size,
-        save_every=10**9, log_every=1, workers=4,
+        save_every=10**9, log_every=1, workers=4 if cuda else 0,
     )  # fmt: skip
-    cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
     tokenizer = checkpoint.load_tokenizer(TINY / "tokenizer.json", PRESETS["vlmamba-tiny"])
     model = random_model(loaded.config, loaded.seed, device)

@@ -138,8 +138,11 @@ def test_errors_of_the_command_say_what_to_do(tmp_path: Path, data: Path):
     recipe = write_recipe(tmp_path, [{"name": "one", **ALL, "batch_size": 5}])
     with pytest.raises(UsageError, match="batch_size 5 is no multiple of micro_batch_size 2"):
         run_recipe(load_recipe(str(recipe)), tmp_path / "out", data=data, device="cpu")
-    with pytest.raises(UsageError, match="has no stage two, only one"):
+    recipe = write_recipe(tmp_path, [{"name": "one", **ALL}, {"name": "two", **ALL}])
+    with pytest.raises(UsageError, match=r"stage two goes on from .*one, which is not there"):
         run_recipe(load_recipe(str(recipe)), tmp_path / "out", data=data, only=("two",), device="cpu")
+    with pytest.raises(UsageError, match="has no stage three, only one, two"):
+        run_recipe(load_recipe(str(recipe)), tmp_path / "out", data=data, only=("three",), device="cpu")
 
 
 def test_a_fresh_connector_is_put_between_known_parts(tmp_path: Path, data: Path):
@@ -185,15 +188,15 @@ def test_a_bad_row_stops_the_run_with_its_file_and_number(tmp_path: Path, data: 
 @pytest.mark.slow
 def test_two_processes_train_the_model_that_one_trains(tmp_path: Path, data: Path):
     """Micro-batches are shared out instead of accumulated; the weights agree to rounding."""
-    recipe = write_recipe(tmp_path, [{"name": "one", **ALL}])
+    recipe = write_recipe(tmp_path, [{"name": "one", **ALL}, {"name": "two", "train": ["connector"]}])
     run_recipe(load_recipe(str(recipe)), tmp_path / "alone", data=data, device="cpu")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     arguments = command(recipe, tmp_path / "both", data)[2:]
     done = subprocess.run([*launch, *arguments], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("stage one is complete") == 1
-    alone, both = parameters(tmp_path / "alone/one"), parameters(tmp_path / "both/one")
+    assert done.stdout.count("stage two is complete") == 1
+    alone, both = parameters(tmp_path / "alone/two"), parameters(tmp_path / "both/two")
     for name, tensor in alone.items():
         assert torch.allclose(tensor, both[name], rtol=0, atol=1e-5), name
 
