@@ -5,7 +5,10 @@ Data    https://visualqa.org/download.html. val (`vqav2`): 214,354 questions on 
         split with public answers. test-dev (`vqav2_testdev`): 107,394 questions of test2015, scored by a server and the
         split of nearly every published number. Numbers on the two are not comparable.
 Scorer  https://github.com/GT-Vision-Lab/VQA/blob/a013f0043c1e/PythonEvaluationTools/vqaEvaluation/vqaEval.py
-        Submission: https://github.com/haotian-liu/LLaVA/blob/c121f0432da2/scripts/convert_vqav2_for_submission.py
+        LLaVA sends it no answer as it is, but what TextVQA's processor makes of it:
+        https://github.com/haotian-liu/LLaVA/blob/c121f0432da2/scripts/convert_vqav2_for_submission.py
+        accuracy      of the processed answer: what a published test-dev number is made of
+        accuracy_raw  of the answer as it is: what the official script gives for a file of a model's own words
 
 One question of v2_OpenEnded_mscoco_val2014_questions.json, and its row of v2_mscoco_val2014_annotations.json:
     {"image_id": 262148, "question": "Where is he looking?", "question_id": 262148000}
@@ -17,18 +20,18 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.base import SHORT_ANSWER, TaskInfo, llava_question
 from tasks.vqa_accuracy import LEAVE_ONE_OUT, SoftAccuracyTask, evalai, one_line, ten_answers, vqa
-from vlmamba_eval.types import DataError, ImageRef, Sample, Verdict
+from vlmamba_eval.types import DataError, Graded, ImageRef, Metric, Sample, Verdict
 
 if TYPE_CHECKING:
     from vlmamba_eval.data import Folder, Hub, Row
-
+    from vlmamba_eval.stats import Sums
 
 Label = tuple[tuple[str, ...], tuple[str, ...] | None]  # groups and answers
 
@@ -47,6 +50,7 @@ class VqaV2(SoftAccuracyTask):
         max_new_tokens=128,
         paper="https://arxiv.org/abs/1612.00837",
         scorer="https://github.com/GT-Vision-Lab/VQA/blob/a013f0043c1e/PythonEvaluationTools/vqaEvaluation/vqaEval.py",
+        version=2,
         folders=("vqav2",),
         hub="lmms-lab-encoder/VQAv2",
         sources=(
@@ -81,13 +85,22 @@ class VqaV2(SoftAccuracyTask):
         return f"{sample.question}\n{SHORT_ANSWER}"
 
     def grade(self, sample: Sample, text: str) -> Verdict:
-        """Leave-one-out accuracy; nothing at all is normalised where the ten answers are the same."""
-        prediction, answers = one_line(text), sample.target or ()
-        normalised = vqa(prediction)
-        if len(set(answers)) > 1:
-            prediction, answers = normalised, [vqa(answer) for answer in answers]
-        agreeing = sum(answer == prediction for answer in answers)
-        return Verdict(prediction, LEAVE_ONE_OUT[agreeing], valid=bool(normalised))
+        """The official accuracy of the answer as LLaVA submits it, and of the answer as it is (`raw`)."""
+        submitted, answers = evalai(text), sample.target or ()
+        raw = _official_accuracy(text, answers)
+        return Verdict(submitted, _official_accuracy(submitted, answers), bool(submitted), {"raw": raw})
+
+    def count(self, graded: Sequence[Graded]) -> Iterator[tuple[str, float]]:
+        yield from super().count(graded)
+        for item in graded:
+            if item.verdict and item.verdict.also["raw"]:
+                for group in ("all", *item.sample.groups):
+                    yield f"raw|{group}", item.verdict.also["raw"]
+
+    def metrics(self, sums: Sums) -> Iterator[Metric]:
+        yield from super().metrics(sums)
+        for group in ("all", *sums.groups):
+            yield Metric("accuracy_raw", 100 * sums.ratio(sums[f"raw|{group}"], sums.n(group)), category=group)
 
 
 class VqaV2TestDev(VqaV2):
@@ -102,6 +115,7 @@ class VqaV2TestDev(VqaV2):
             split="test-dev2015",
             questions=107_394,
             images=None,
+            version=1,
             scored="server",
             sources=(
                 "Questions of test-dev and test: https://visualqa.org/download.html (or LLaVA's eval.zip), into vqav2",
@@ -137,6 +151,14 @@ class VqaV2TestDev(VqaV2):
         if json.loads(path.read_text(encoding="utf-8")) != rows:
             raise DataError(f"{path} does not read back as it was written. Is the disk full?")
         return [path]
+
+
+def _official_accuracy(text: str, answers: Sequence[str]) -> float:
+    """Leave-one-out accuracy. Nothing at all is normalised where the ten answers are the same: "Yes" is no "yes"."""
+    prediction = one_line(text)
+    if len(set(answers)) > 1:
+        prediction, answers = vqa(text), [vqa(answer) for answer in answers]
+    return LEAVE_ONE_OUT[sum(answer == prediction for answer in answers)]
 
 
 def _places(name: str) -> tuple[str, ...]:

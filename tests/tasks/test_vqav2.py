@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tasks.vqa_accuracy import evalai
 from tasks.vqav2 import TASKS, VqaV2TestDev
 from vlmamba_eval.data import Folder
 from vlmamba_eval.dataset import load_dataset
@@ -74,22 +75,35 @@ def test_every_golden_answer_gets_the_official_accuracy(
     samples = load(tmp_path)
     for sample, case in zip(samples, cases, strict=True):
         assert (len(set(sample.target or ())) == 1) == case["all_equal"]
-        credit = VAL.grade(sample, case["prediction"]).credit
-        assert round(100 * credit, 2) == pytest.approx(case["accuracy_percent"], abs=1e-9), case
+        verdict = VAL.grade(sample, case["prediction"])
+        assert round(100 * verdict.also["raw"], 2) == pytest.approx(case["accuracy_percent"], abs=1e-9), case
+        submitted = VAL.grade(sample, evalai(case["prediction"]))
+        assert verdict.credit == submitted.also["raw"], "the headline is the official score of the processed answer"
 
     (mean,) = [case for case in golden("vqav2") if case["kind"] == "mean"]
     values = score(VAL, samples, {s.id: case["prediction"] for s, case in zip(samples, cases, strict=True)})
     expected = {"all": mean["overall"]}
     expected |= {f"answer_type/{name}": value for name, value in mean["per_answer_type"].items()}
     expected |= {f"question_type/{name}": value for name, value in mean["per_question_type"].items()}
-    ours = {category: value for (metric, category), value in values.items() if metric == "accuracy"}
+    ours = {category: value for (metric, category), value in values.items() if metric == "accuracy_raw"}
     assert ours == pytest.approx(expected, abs=0.005 + 1e-9), "the official script gives two decimals"
 
 
-def test_nothing_is_normalised_where_the_annotators_agree(val: Path) -> None:
+def test_nothing_of_a_raw_answer_is_normalised_where_the_annotators_agree(val: Path) -> None:
     unanimous, *_, mixed = load(val)
-    assert [VAL.grade(unanimous, text).credit for text in ("yes", "Yes", "yes.", " yes\n")] == [1, 0, 0, 1]
-    assert [VAL.grade(mixed, text).credit for text in ("Red car.", "the red\tcar", "car")] == pytest.approx([1, 1, 0.3])
+    texts = ("yes", "Yes", "yes.", " yes\n")
+    assert [VAL.grade(unanimous, text).also["raw"] for text in texts] == [1, 0, 0, 1]
+    assert [VAL.grade(unanimous, text).credit for text in texts] == [1, 1, 1, 1], "LLaVA submits all of them as yes"
+    for text, worth in (("Red car.", 1), ("the red\tcar", 1), ("car", 0.3)):
+        verdict = VAL.grade(mixed, text)
+        assert (verdict.credit, verdict.also["raw"]) == pytest.approx((worth, worth))
+
+
+def test_the_processed_answer_is_the_headline_and_the_raw_one_stands_beside_it(val: Path, score: Score) -> None:
+    values = score(VAL, load(val), {"10": "Yes", "11": "2.5", "20": "It's a car"})
+    assert VAL.info.headline == "accuracy"
+    assert (values["accuracy", "all"], values["accuracy_raw", "all"]) == pytest.approx((200 / 3, 100 / 3))
+    assert (values["accuracy", "answer_type/yes/no"], values["accuracy_raw", "answer_type/yes/no"]) == (100, 0)
 
 
 def test_degenerate_models_have_closed_form_scores(val: Path, score: Score) -> None:
