@@ -26,6 +26,7 @@ its output is 0. A row of length 0 carries its state.
 from __future__ import annotations
 
 import importlib
+import sys
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -36,7 +37,8 @@ from vlmamba_eval.types import UsageError
 
 BACKENDS = {
     "reference": "the definition in plain PyTorch, in float64 where the inputs are",
-    "cpu": "eager PyTorch in place, tuned for CPUs; runs on every device; no gradients",
+    "eager": "PyTorch operators in place, block by block; runs on every device; no gradients",
+    "numba": "our fused CPU kernels, compiled by Numba; no gradients",
     "autograd": "with gradients, recomputing states in the backward pass; eager on CPUs, Triton on GPUs",
     "triton": "our GPU kernels; no gradients",
     "mamba_ssm": "the authors' GPU kernels where installed, an initial state by an exact correction; with gradients",
@@ -55,12 +57,19 @@ __all__ = [
 def choose_backend(device: torch.device | str, requires_grad: bool = False) -> str:
     """The name of the backend that `backend="auto"` takes: what a manifest records."""
     if torch.device(device).type != "cuda":
-        return "autograd" if requires_grad else "cpu"
+        if requires_grad:
+            return "autograd"
+        return "numba" if torch.device(device).type == "cpu" and _numba_runs() else "eager"
     if requires_grad:
         return "mamba_ssm" if _mamba_ssm_runs() else "autograd"
     if find_spec("triton") is not None:
         return "triton"
-    return "mamba_ssm" if _mamba_ssm_runs() else "cpu"
+    return "mamba_ssm" if _mamba_ssm_runs() else "eager"
+
+
+def _numba_runs() -> bool:
+    # Elsewhere Numba's threads are not PyTorch's, and a second OpenMP in one process can end it.
+    return sys.platform == "linux" and find_spec("numba") is not None
 
 
 def _mamba_ssm_runs() -> bool:
@@ -190,10 +199,12 @@ def _backend(name: str, *inputs: Tensor | None) -> ModuleType:
         name = choose_backend(inputs[0].device if inputs[0] is not None else "cpu", grad)
     elif name not in BACKENDS:
         raise UsageError(f"unknown scan backend {name!r}: there are {', '.join(BACKENDS)}, and auto")
-    elif grad and name in ("cpu", "triton"):
+    elif grad and name in ("eager", "numba", "triton"):
         raise UsageError(f"the {name} scan backend has no gradients: take autograd, or run under torch.no_grad()")
     if name == "triton" and find_spec("triton") is None:
         raise UsageError("the triton scan backend needs the triton package: pip install 'vlmamba-eval[cuda]'")
+    if name == "numba" and inputs[0] is not None and inputs[0].device.type != "cpu":
+        raise UsageError(f"the numba scan backend runs on CPUs, not on {inputs[0].device}")
     return importlib.import_module(f"{__name__}.{name}")
 
 

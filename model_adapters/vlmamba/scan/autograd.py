@@ -4,7 +4,7 @@ The forward pass keeps the state before every 16th token: with 16 states a chann
 [b, l, d]. The backward pass computes the states of 16 tokens again from each of these, last chunk first. No gradient
 passes through a padding token.
 
-On a CPU the passes are eager PyTorch (`cpu`), on a GPU our kernels (`triton`).
+On a CPU the passes are eager PyTorch (`eager`), on a GPU our kernels (`triton`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model_adapters.vlmamba.scan import cpu, reference
-from model_adapters.vlmamba.scan.cpu import CHECKPOINT
+from model_adapters.vlmamba.scan import eager, reference
+from model_adapters.vlmamba.scan.eager import CHECKPOINT
 from model_adapters.vlmamba.scan.reference import settle
 
 
@@ -53,7 +53,7 @@ def causal_conv(
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     kernels = kernels_for(x.device)
-    if kernels is cpu:  # autograd keeps the inputs and the sums before SiLU, nothing else: that is lean enough
+    if kernels is eager:  # autograd keeps the inputs and the sums before SiLU, nothing else: that is lean enough
         return reference.causal_conv(x, weight, bias, tail=tail, rows=rows, lengths=lengths, out=out)
     y, new_tail = _Conv.apply(kernels, x, weight, bias, tail, rows, lengths)
     return y, new_tail if out is None else settle(new_tail, out)
@@ -62,7 +62,7 @@ def causal_conv(
 def kernels_for(device: torch.device) -> ModuleType:
     """The module whose forward and backward passes run on this device."""
     if device.type != "cuda" or find_spec("triton") is None:
-        return cpu
+        return eager
     from model_adapters.vlmamba.scan import triton
 
     return triton

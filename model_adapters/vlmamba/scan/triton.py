@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model_adapters.vlmamba.scan.cpu import CHECKPOINT
+from model_adapters.vlmamba.scan.eager import CHECKPOINT
 from model_adapters.vlmamba.scan.reference import initial, settle
 from vlmamba_eval.types import UsageError
 
@@ -669,6 +669,6 @@ def _row_stride(state: Tensor | None, rows: Tensor | None) -> int:
 
 def _check_inputs(x: Tensor) -> None:
     if x.dtype == torch.float64:
-        raise UsageError("the triton scan backend computes in float32: for float64 take cpu or reference")
+        raise UsageError("the triton scan backend computes in float32: for float64 take eager or reference")
     if x.device.type != "cuda" and isinstance(_scan_kernel, triton.JITFunction):
         raise UsageError(f"the triton scan backend needs a CUDA device, not {x.device} (or TRITON_INTERPRET=1)")

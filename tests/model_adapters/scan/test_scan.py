@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model_adapters.vlmamba import scan
-from model_adapters.vlmamba.scan import autograd, cpu, mamba_ssm, reference
+from model_adapters.vlmamba.scan import autograd, eager, mamba_ssm, reference
 from tests.model_adapters.scan.cases import Case, convolutions, error, positive, scans, sizes
 from vlmamba_eval.types import UsageError
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-BACKENDS = ["triton"] if INTERPRETED else ["cpu", "autograd", "mamba_ssm"]
-TOLERANCE = {"cpu": 1e-6, "autograd": 1e-6, "mamba_ssm": 5e-6, "triton": 5e-6}
+BACKENDS = ["triton"] if INTERPRETED else ["eager", "numba", "autograd", "mamba_ssm"]
+TOLERANCE = {"eager": 1e-6, "numba": 1e-6, "autograd": 1e-6, "mamba_ssm": 5e-6, "triton": 5e-6}
 
 examples = settings(
     max_examples=8 if INTERPRETED else 40,
@@ -312,7 +312,7 @@ def test_steps_over_static_buffers_equal_one_scan(backend: str):
 # Gradients
 # =============================================================================
 
-ENGINES = ["triton"] if INTERPRETED else ["cpu"]
+ENGINES = ["triton"] if INTERPRETED else ["eager"]
 
 
 def engine(name: str) -> ModuleType:
@@ -320,7 +320,7 @@ def engine(name: str) -> ModuleType:
         from model_adapters.vlmamba.scan import triton
 
         return triton
-    return cpu
+    return eager
 
 
 def gradients(run: Any, case: Case, backend: str, weights: list[Tensor]) -> dict[str, Tensor]:
@@ -430,7 +430,7 @@ def test_autocast_does_not_reach_into_the_scan():
     y, state = run_scan(case, "autograd")
     with torch.autocast("cpu", torch.bfloat16):
         cast_y, cast_state = run_scan(case, "autograd")
-        assert torch.equal(run_scan(_small(torch.float32), "cpu")[0], y)
+        assert torch.equal(run_scan(_small(torch.float32), "eager")[0], y)
     grads = torch.autograd.grad(y.sum() + state.sum(), list(case.inputs.values()))
     cast_grads = torch.autograd.grad(cast_y.sum() + cast_state.sum(), list(case.inputs.values()))
     assert torch.equal(cast_y, y)
@@ -452,7 +452,7 @@ def _small(dtype: torch.dtype) -> Case:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a GPU")
 def test_a_cpu_takes_its_own_backends_and_never_imports_mamba_ssm():
-    assert scan.choose_backend("cpu") == "cpu"
+    assert scan.choose_backend("cpu") == ("numba" if sys.platform == "linux" else "eager")
     assert scan.choose_backend(torch.device("cpu"), requires_grad=True) == "autograd"
     assert "mamba_ssm" not in sys.modules
 
@@ -464,15 +464,15 @@ def test_a_gpu_takes_the_kernels_that_are_there(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(mamba_ssm, "selective_scan_fn", lambda: None)
     assert scan.choose_backend("cuda", requires_grad=True) == "autograd"
     monkeypatch.setattr(scan, "find_spec", lambda name: None)
-    assert scan.choose_backend("cuda") == "cpu"
+    assert scan.choose_backend("cuda") == "eager"
 
 
 def test_every_backend_has_its_line():
-    assert set(scan.BACKENDS) == {"reference", "cpu", "autograd", "triton", "mamba_ssm"}
+    assert set(scan.BACKENDS) == {"reference", "eager", "numba", "autograd", "triton", "mamba_ssm"}
 
 
 def test_an_unknown_backend_names_those_there_are():
-    with pytest.raises(UsageError, match="'cuda': there are reference, cpu"):
+    with pytest.raises(UsageError, match="'cuda': there are reference, eager"):
         run_scan(_small(torch.float32), "cuda")
 
 
@@ -480,9 +480,9 @@ def test_an_unknown_backend_names_those_there_are():
 def test_a_backend_without_gradients_refuses_to_lose_them():
     case = _small(torch.float32).leaves()
     with pytest.raises(UsageError, match="no gradients"):
-        run_scan(case, "cpu")
+        run_scan(case, "eager")
     with torch.no_grad():
-        run_scan(case, "cpu")
+        run_scan(case, "eager")
 
 
 @pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="a machine without a GPU")
