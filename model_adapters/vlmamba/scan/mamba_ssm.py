@@ -15,6 +15,7 @@ new state is detached here.
 from __future__ import annotations
 
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -33,21 +34,33 @@ _SLICE = 64
 
 
 @cache
-def selective_scan_fn() -> Any:
-    """Their function, or None where it cannot run.
+def _found() -> tuple[Any, str]:
+    """Their function, or None and why it cannot run here.
 
     Found by attribute: the release needs its CUDA extension to be imported at all, while later versions import without
     it and fail when called. Nothing is imported on a machine without a GPU.
     """
     if not torch.cuda.is_available():
-        return None
+        return None, "there is no CUDA device"
+    if find_spec("mamba_ssm") is None:
+        return None, "mamba-ssm is not installed"
     try:
         from mamba_ssm.ops import selective_scan_interface  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        return None
+    except Exception as error:  # noqa: BLE001 - it imports all of its package, and what that needs may fail in any way
+        return None, f"mamba-ssm is installed but cannot be imported ({type(error).__name__}: {error})"
     if getattr(selective_scan_interface, "selective_scan_cuda", None) is None:
-        return None
-    return getattr(selective_scan_interface, "selective_scan_fn", None)
+        return None, "mamba-ssm is installed without its CUDA extension"
+    return selective_scan_interface.selective_scan_fn, ""
+
+
+def selective_scan_fn() -> Any:
+    """Their function, or None where it cannot run."""
+    return _found()[0]
+
+
+def why_not() -> str:
+    """Why their function cannot run here; empty where it can."""
+    return _found()[1]
 
 
 def selective_scan(
@@ -67,7 +80,9 @@ def selective_scan(
 ) -> tuple[Tensor, Tensor]:
     kernel = selective_scan_fn()
     if kernel is None:
-        raise UsageError("the mamba_ssm backend needs a GPU and the mamba-ssm package with its CUDA extension")
+        raise UsageError(
+            f"the mamba_ssm backend needs a GPU and the mamba-ssm package with its CUDA extension: {why_not()}"
+        )
     (b, length, d), n = x.shape, A.shape[0]
     start = None if state is None else initial(state, rows, b, (n, d), torch.float32, x.device)  # [b, n, d]
     if length == 0:
@@ -79,6 +94,7 @@ def selective_scan(
         if pad is not None:
             u, B, C = (t.masked_fill(pad, 0) for t in (u, B, C))
             dt = dt.masked_fill(pad, _NO_STEP)
+            z = None if z is None else z.masked_fill(pad, 0)  # 0 times a NaN would be one in the backward pass
         gate = None if z is None or start is not None else z.to(x.dtype).mT.contiguous()
         y, last = kernel(
             u.mT.contiguous(), dt.mT.contiguous(), A.mT.contiguous(), B.mT.contiguous(), C.mT.contiguous(), D,
