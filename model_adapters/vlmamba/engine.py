@@ -5,16 +5,18 @@
     questions -> sorted by length into micro-batches over all images, each row continuing its image's state
               -> decoded together; finished rows leave and waiting ones take their place
 
-Rows are padded on the right, and padding never enters a state, so an answer depends on its image and question alone.
+Rows are packed one after another where the scan takes them so, as on CPUs, and padded on the right elsewhere. Padding
+never enters a state, so an answer depends on its image and question alone.
 With `sharing=False` every question is answered by itself, from the pixels on: the plain reference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from itertools import accumulate
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,10 +27,14 @@ from .config import TemplateConfig
 from .decoder import Decoder
 from .language_model import State
 from .model import VLMamba
+from .scan import choose_backend, takes_packed_rows
 from .template import answer_text, render
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +44,13 @@ class Limits:
     images: int
     """Images that are encoded, and whose prefix is prefilled, at once."""
     tokens: int
-    """Tokens of questions, padding included, that are prefilled at once."""
+    """Tokens of questions, padding included, that are prefilled at once; always at least one question."""
     rows: int
     """Questions that are decoded at once."""
 
 
-# On a CPU larger micro-batches are not faster: their temporaries cost page faults, and their rows more padding.
-LIMITS = {"cpu": Limits(images=4, tokens=400, rows=64), "cuda": Limits(images=32, tokens=32768, rows=256)}
+# On a CPU each micro-batch reads all weights from memory, and beyond a thousand tokens that no longer matters.
+LIMITS = {"cpu": Limits(images=4, tokens=1024, rows=64), "cuda": Limits(images=32, tokens=32768, rows=256)}
 
 
 @dataclass(slots=True)
@@ -85,6 +91,7 @@ class Engine:
         self.pad = config.tokenizer.pad_token_id
         self.sharing = sharing
         self.device = model.language_model.backbone.embedding.weight.device
+        self.packs = takes_packed_rows(choose_backend(self.device))
         self.limits = limits or LIMITS.get(self.device.type, LIMITS["cpu"])
         # Rows of the embedding matrix that no token has can't be said.
         self.vocabulary = min(config.language_model.vocab_size, tokenizer.get_vocab_size())
@@ -196,7 +203,7 @@ class Engine:
         if not pixels:
             return None
         if self._opening is None and (opening := self._opening_ids()):
-            _, self._opening = self._prefill_ids([opening])
+            *_, self._opening = self._prefill_ids([opening])
         read: State | None = None
         for start in range(0, len(pixels), self.limits.images):
             embeds = self._embed_images(pixels[start : start + self.limits.images])  # [i, t, d_model]
@@ -214,23 +221,28 @@ class Engine:
 
     def _prefill_ids(
         self, ids: Sequence[Sequence[int]], state: State | None = None, sources: Sequence[int] | None = None
-    ) -> tuple[Tensor, State]:
+    ) -> tuple[Tensor, list[int], State]:
         """Read rows of tokens, each from the row of `state` that `sources` names (-1: from nothing).
 
-        Returns the residual stream [b, l, d_model], of which the first len(ids[i]) tokens of row i count, and the
-        rows' states.
+        Returns the residual stream [m, d_model] of all tokens, the place in it where each row begins, and the rows'
+        states.
         """
-        lengths = torch.tensor([len(row) for row in ids])
-        longest = int(lengths.max())
-        padded = torch.tensor([[*row, *[self.pad] * (longest - len(row))] for row in ids])
-        uniform = bool((lengths == longest).all())
+        lengths, longest = [len(row) for row in ids], max(len(row) for row in ids)
         rows = None if state is None or sources is None else torch.tensor(sources, device=self.device)
-        return self.model.language_model.prefill(
-            self.model.language_model.embed(padded.to(self.device)),
-            state,
-            None if uniform else lengths.to(self.device),
-            rows,
-        )
+        which: dict[str, Tensor] = {}
+        if self.packs:
+            tokens = torch.tensor([[token for row in ids for token in row]], device=self.device)  # [1, m]
+            starts = [0, *accumulate(lengths[:-1])]
+            which = {"lengths": torch.tensor(lengths), "starts": torch.tensor(starts)}
+        else:
+            padded = [[*row, *[self.pad] * (longest - len(row))] for row in ids]
+            tokens = torch.tensor(padded, device=self.device)  # [b, l]
+            starts = list(range(0, len(ids) * longest, longest))
+            if min(lengths) < longest:
+                which = {"lengths": torch.tensor(lengths, device=self.device)}
+        language_model = self.model.language_model
+        x, after = language_model.prefill(language_model.embed(tokens), state, rows=rows, **which)
+        return x.flatten(0, 1), starts, after
 
     def _logits(self, x: Tensor) -> Tensor:
         """[b, d_model] -> [b, vocabulary]"""
@@ -248,14 +260,14 @@ class Engine:
         asked = [row for row in rows if row.stop is None]
         if not asked:
             return
-        waiting = self._micro_batches(asked)
+        waiting = self._micro_batches(asked, lambda row: len(row.ids))
         decoder = self._decoder_for(min(self.limits.rows, len(asked)))
         active: list[_Row] = []
         upcoming = next(waiting, None)
         while active or upcoming:
             if upcoming and len(active) + len(upcoming) <= self.limits.rows:
-                x, state = self._prefill_ids([row.ids for row in upcoming], prefixes, [row.source for row in upcoming])
-                going = self._say(upcoming, decoder.next_tokens(_last(x, upcoming)).tolist())
+                last, state = self._ask(upcoming, prefixes)
+                going = self._say(upcoming, decoder.next_tokens(last).tolist())
                 if len(going) < len(upcoming):
                     state = state.select(torch.tensor(going, dtype=torch.long, device=self.device))
                 decoder.add(len(active), state)
@@ -264,6 +276,12 @@ class Engine:
             else:
                 going = self._say(active, decoder.step([row.answer[-1] for row in active]))
                 active = [active[place] for place in decoder.close_ranks(len(active), going)]
+
+    def _ask(self, rows: Sequence[_Row], prefixes: State | None) -> tuple[Tensor, State]:
+        """Read the questions; the residual stream at the last token of each [b, d_model], and the states after it."""
+        x, starts, state = self._prefill_ids([row.ids for row in rows], prefixes, [row.source for row in rows])
+        ends = [start + len(row.ids) - 1 for start, row in zip(starts, rows, strict=True)]
+        return x[torch.tensor(ends, device=self.device)], state
 
     def _say(self, rows: Sequence[_Row], tokens: Sequence[int]) -> list[int]:
         """Give each row its next token; returns the places of the rows that go on."""
@@ -286,14 +304,17 @@ class Engine:
             self._decoder = Decoder(self.model.language_model, self.vocabulary, n)
         return self._decoder
 
-    def _micro_batches(self, rows: Sequence[_Row]) -> Iterator[list[_Row]]:
-        """Rows of similar length together, over all images, as many as the limits allow."""
-        batch: list[_Row] = []
-        for row in sorted(rows, key=lambda row: len(row.ids)):
-            if batch and (len(batch) == self.limits.rows or (len(batch) + 1) * len(row.ids) > self.limits.tokens):
+    def _micro_batches(self, items: Iterable[_T], length: Callable[[_T], int]) -> Iterator[list[_T]]:
+        """Items of similar length together, as many as the limits allow."""
+        batch: list[_T] = []
+        tokens = 0
+        for item in sorted(items, key=length):
+            # Sorted, an item is as long as the batch would be wide.
+            tokens = tokens + length(item) if self.packs else (len(batch) + 1) * length(item)
+            if batch and (len(batch) == self.limits.rows or tokens > self.limits.tokens):
                 yield batch
-                batch = []
-            batch.append(row)
+                batch, tokens = [], length(item)
+            batch.append(item)
         if batch:
             yield batch
 
@@ -302,36 +323,27 @@ class Engine:
     # =========================================================================
 
     def _rank_all(self, rows: Sequence[_Row], prefixes: State | None) -> None:
-        for batch in self._micro_batches(rows):
-            x, state = self._prefill_ids([row.ids for row in batch], prefixes, [row.source for row in batch])
-            last = _last(x, batch)  # [b, d_model]
+        for batch in self._micro_batches(rows, lambda row: len(row.ids)):
+            last, state = self._ask(batch, prefixes)
             options = [(i, ids) for i, row in enumerate(batch) for ids in self._continuations(row)]
             first = torch.tensor([ids[0] for _, ids in options])
             scores = self._logprobs(last, torch.tensor([i for i, _ in options]), first).tolist()
-            longer = [place for place, (_, ids) in enumerate(options) if len(ids) > 1]
-            longer.sort(key=lambda place: len(options[place][1]))
-            for places in self._portions(longer, [len(ids) - 1 for _, ids in options]):
+            lengths = {place: len(ids) - 1 for place, (_, ids) in enumerate(options) if len(ids) > 1}
+            for places in self._micro_batches(lengths, lengths.__getitem__):
                 rest = [options[place][1] for place in places]
-                x, _ = self._prefill_ids([ids[:-1] for ids in rest], state, [options[place][0] for place in places])
-                row_of = [i for i, ids in enumerate(rest) for _ in ids[1:]]
-                column_of = [t for ids in rest for t in range(len(ids) - 1)]
-                needed = x[torch.tensor(row_of), torch.tensor(column_of)]  # [m, d_model]
-                targets = torch.tensor([token for ids in rest for token in ids[1:]])
-                found = self._logprobs(needed, torch.arange(len(targets)), targets).tolist()
-                for i, logprob in zip(row_of, found, strict=True):
-                    scores[places[i]] += logprob
+                x, starts, _ = self._prefill_ids(
+                    [ids[:-1] for ids in rest], state, [options[place][0] for place in places]
+                )
+                targets = [(place, start + t, token)
+                           for place, start, ids in zip(places, starts, rest, strict=True)
+                           for t, token in enumerate(ids[1:])]  # fmt: skip
+                needed = x[torch.tensor([at for _, at, _ in targets], device=self.device)]  # [m, d_model]
+                tokens = torch.tensor([token for *_, token in targets])
+                found = self._logprobs(needed, torch.arange(len(tokens)), tokens).tolist()
+                for (place, *_), logprob in zip(targets, found, strict=True):
+                    scores[place] += logprob
             for (i, ids), score in zip(options, scores, strict=True):
                 batch[i].likelihoods.append(Likelihood(score, len(ids)))
-
-    def _portions(self, places: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
-        portion: list[int] = []
-        for place in places:
-            if portion and (len(portion) + 1) * lengths[place] > self.limits.tokens:
-                yield portion
-                portion = []
-            portion.append(place)
-        if portion:
-            yield portion
 
     def _logprobs(self, x: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
         """The log-probability of target j after residual stream x[rows[j]]: x [b, d_model] -> [m].
@@ -376,9 +388,3 @@ class Engine:
             targets = torch.tensor(ids)
             logprobs = self._logprobs(x[0, -len(ids) :], torch.arange(len(ids)), targets)
             row.likelihoods.append(Likelihood(float(logprobs.sum()), len(ids)))
-
-
-def _last(x: Tensor, rows: Sequence[_Row]) -> Tensor:
-    """The residual stream at each row's last token: [b, l, d_model] -> [b, d_model]."""
-    places = torch.tensor([len(row.ids) - 1 for row in rows], device=x.device)
-    return x[torch.arange(len(rows), device=x.device), places]

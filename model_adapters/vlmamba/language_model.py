@@ -115,21 +115,26 @@ class MambaMixer(nn.Module):
         state: Tensor | None = None,
         rows: Tensor | None = None,
         lengths: Tensor | None = None,
+        starts: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run the block over `u` [b, l, d_model], from saved states if there are any.
 
         `tail` [s, k-1, d] and `state` [s, n, d] are what earlier tokens left; `rows` [b] says which of them each row
-        continues (-1: none; None: the row of equal number, or the only one). `lengths` [b] are the rows' true lengths.
+        continues (-1: none; None: the row of equal number, or the only one). `lengths` [b] are the rows' true lengths;
+        with `starts` [b] the rows are packed (see `scan`).
 
         Returns the output [b, l, d_model], undefined but finite beyond the lengths, and the rows' tails and states.
         """
         x, z = self.in_proj(u).chunk(2, dim=-1)  # 2 x [b, l, d]
-        x, tail = causal_conv(x, self.conv1d.weight[:, 0], self.conv1d.bias, tail=tail, rows=rows, lengths=lengths)
+        x, tail = causal_conv(
+            x, self.conv1d.weight[:, 0], self.conv1d.bias, tail=tail, rows=rows, lengths=lengths, starts=starts
+        )  # [b, l, d], [b, k-1, d]
         dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         dt = self.raw_dt(dt)  # [b, l, d]
         y, state = selective_scan(
-            x, dt, self.decay(), B, C, self.D, z, dt_bias=self.dt_proj.bias, state=state, rows=rows, lengths=lengths
-        )  # [b, l, d], [b, n, d]
+            x, dt, self.decay(), B, C, self.D, z,
+            dt_bias=self.dt_proj.bias, state=state, rows=rows, lengths=lengths, starts=starts,
+        )  # fmt: skip  # [b, l, d], [b, n, d]
         return self.out_proj(y), tail, state  # [b, l, d_model]
 
     def step(self, u: Tensor, tail: Tensor, state: Tensor) -> Tensor:
@@ -198,10 +203,16 @@ class Block(nn.Module):
         self.mixer = MambaMixer(config.d_model, config.d_state, config.d_conv, config.expand)
 
     def forward(
-        self, x: Tensor, tail: Tensor | None, state: Tensor | None, rows: Tensor | None, lengths: Tensor | None
+        self,
+        x: Tensor,
+        tail: Tensor | None,
+        state: Tensor | None,
+        rows: Tensor | None,
+        lengths: Tensor | None,
+        starts: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The residual stream [b, l, d_model] in float32, and the mixer's tails and states."""
-        y, new_tail, new_state = self.mixer(self.norm(x).to(self.mixer.dtype), tail, state, rows, lengths)
+        y, new_tail, new_state = self.mixer(self.norm(x).to(self.mixer.dtype), tail, state, rows, lengths, starts)
         return _add(x, y), new_tail, new_state
 
 
@@ -269,12 +280,14 @@ class LanguageModel(nn.Module):
         state: State | None = None,
         lengths: Tensor | None = None,
         rows: Tensor | None = None,
+        starts: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         """Read `embeds` [b, l, d_model], continuing saved states if there are any.
 
         `rows` int64 [b] names the row of `state` that each row continues, -1 for none; without it row i continues
         row i, or all rows continue the only one. `lengths` int64 [b] are the true lengths of rows padded on the right;
-        padding changes no state by a bit.
+        padding changes no state by a bit. With `starts` int64 [b] the rows are packed into `embeds` [1, l, d_model],
+        row i from token starts[i] on, for a scan backend that takes packed rows.
 
         Returns the residual stream [b, l, d_model] in float32 before the final norm, for `logits`, and the state after
         the last true token of each row. `state` is left as it was.
@@ -285,10 +298,11 @@ class LanguageModel(nn.Module):
             before = (None, None) if state is None else (state.tails[i], state.states[i])
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x, tail, ssm = cast(
-                    "tuple[Tensor, Tensor, Tensor]", checkpoint(block, x, *before, rows, lengths, use_reentrant=False)
+                    "tuple[Tensor, Tensor, Tensor]",
+                    checkpoint(block, x, *before, rows, lengths, starts, use_reentrant=False),
                 )
             else:
-                x, tail, ssm = block(x, *before, rows, lengths)
+                x, tail, ssm = block(x, *before, rows, lengths, starts)
             tails.append(tail)
             states.append(ssm)
         return x, State(tuple(tails), tuple(states))

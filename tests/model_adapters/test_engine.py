@@ -60,9 +60,9 @@ groups = st.lists(
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)
-@given(drawn=groups, limits=st.sampled_from([None, SMALL]))
+@given(drawn=groups, limits=st.sampled_from([None, SMALL]), packs=st.booleans())
 def test_sharing_and_batching_change_no_token(
-    adapter: MakeAdapter, drawn: list[tuple[int | None, list[tuple[int, int, int]]]], limits: Limits | None
+    adapter: MakeAdapter, drawn: list[tuple[int | None, list[tuple[int, int, int]]]], limits: Limits | None, packs: bool
 ) -> None:
     batch = [
         ImageQuestions(
@@ -71,7 +71,9 @@ def test_sharing_and_batching_change_no_token(
         )
         for image, questions in drawn
     ]
-    assert adapter(True, limits).generate(batch) == adapter(False).generate(batch)
+    shared = adapter(True, limits)
+    shared.engine.packs &= packs
+    assert shared.generate(batch) == adapter(False).generate(batch)
 
 
 def mixed_batch(continuations: bool = False) -> list[ImageQuestions]:
@@ -121,7 +123,9 @@ def test_some_answers_end_and_some_are_cut(adapter: MakeAdapter, monkeypatch: py
 def test_likelihoods_do_not_depend_on_sharing_or_batching(adapter: MakeAdapter) -> None:
     batch = mixed_batch(continuations=True)
     plain = adapter(False).rank(batch)
-    for shared in (adapter().rank(batch), adapter(True, SMALL).rank(batch)):
+    padding = adapter()
+    padding.engine.packs = False
+    for shared in (adapter().rank(batch), adapter(True, SMALL).rank(batch), padding.rank(batch)):
         assert [[(a.text, a.prompt, a.stop) for a in group] for group in shared] == [
             [(a.text, a.prompt, a.stop) for a in group] for group in plain
         ]

@@ -13,6 +13,7 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from model_adapters.vlmamba.config import LanguageModelConfig
 from model_adapters.vlmamba.language_model import LanguageModel, State, config_from_published, name_of_published
+from model_adapters.vlmamba.scan import choose_backend, takes_packed_rows
 from vlmamba_eval.types import ModelError
 
 SHAPES = [
@@ -143,6 +144,20 @@ def test_padding_never_enters_a_state(lengths: list[int], saved: int, data: st.D
         expected, expected_state = model.prefill(model.embed(row[None]), alone)
         torch.testing.assert_close(x[i : i + 1, : len(row)], expected, rtol=1e-5, atol=1e-5)
         assert_states_close(after.select(torch.tensor([i])), expected_state)
+
+
+@pytest.mark.skipif(not takes_packed_rows(choose_backend("cpu")), reason="the scan here takes padded rows alone")
+def test_packed_rows_are_read_as_padded_ones_are() -> None:
+    model = perturbed(SHAPES[0])
+    _, saved = model.prefill(model.embed(torch.randint(61, (2, 7))))
+    lengths, rows = torch.tensor([5, 1, 9, 3]), torch.tensor([1, -1, 1, 0])
+    padded = torch.randint(61, (4, 9))
+    packed = torch.cat([row[:n] for row, n in zip(padded, lengths.tolist(), strict=True)])
+    x, after = model.prefill(model.embed(padded), saved, lengths, rows)
+    y, also = model.prefill(model.embed(packed[None]), saved, lengths, rows, lengths.cumsum(0) - lengths)
+    expected = torch.cat([row[:n] for row, n in zip(x, lengths.tolist(), strict=True)])
+    torch.testing.assert_close(y[0], expected, rtol=1e-5, atol=1e-5)
+    assert_states_close(also, after)
 
 
 def test_a_prefill_changes_neither_its_embeddings_nor_the_state_it_continues() -> None:

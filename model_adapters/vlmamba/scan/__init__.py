@@ -19,6 +19,9 @@ starts from: many rows may name one state, so that a fork costs nothing, and -1 
 states belong to the rows in order, or, where there is only one, all rows start from it. States and tails are never
 changed; the new ones are returned.
 
+Rows may also be packed: with `starts`, tensors of tokens are [1, l, ...] and hold the rows one after another, row i
+from token starts[i] on, lengths[i] of them, so that nothing is padded. Only the numba backend takes them.
+
 Padding is exact: a token at or beyond its row's length changes neither state nor tail by a bit, whatever it holds, and
 its output is 0. A row of length 0 carries its state.
 """
@@ -51,6 +54,7 @@ __all__ = [
     "choose_backend",
     "selective_scan",
     "selective_step",
+    "takes_packed_rows",
 ]
 
 
@@ -91,6 +95,7 @@ def selective_scan(
     state: Tensor | None = None,
     rows: Tensor | None = None,
     lengths: Tensor | None = None,
+    starts: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Run the selective scan over `l` tokens of `b` rows.
@@ -106,13 +111,16 @@ def selective_scan(
         state: [s, n, d] float32, or None: the zero state.
         rows: int64 [b], the saved state that each row starts from, -1 for the zero state; see the module.
         lengths: int64 [b], valid tokens of each row, or None: all.
+        starts: int64 [b], the first token of each packed row, or None: rows are not packed.
 
     Returns:
         y [b, l, d] in x's dtype, and the new states [b, n, d] in float32 (float64 where x is).
     """
-    _check_scan(x, dt, A, B, C, D, z, dt_bias, state, rows, lengths)
+    _check_scan(x, dt, A, B, C, D, z, dt_bias, state, rows, lengths, starts)
     module = _backend(backend, x, dt, A, B, C, D, z, dt_bias, state)
-    return module.selective_scan(x, dt, A, B, C, D, z, dt_bias=dt_bias, state=state, rows=rows, lengths=lengths)
+    return module.selective_scan(
+        x, dt, A, B, C, D, z, dt_bias=dt_bias, state=state, rows=rows, lengths=lengths, **_packing(module, starts)
+    )
 
 
 def selective_step(
@@ -154,6 +162,7 @@ def causal_conv(
     tail: Tensor | None = None,
     rows: Tensor | None = None,
     lengths: Tensor | None = None,
+    starts: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """The depthwise causal convolution of width k, then SiLU, over `l` tokens of `b` rows.
@@ -163,15 +172,15 @@ def causal_conv(
         weight: [d, k]; the last column meets the newest token.
         bias: [d], or None.
         tail: [s, k-1, d], the inputs before the first token, oldest first; None: zeros.
-        rows, lengths: as in `selective_scan`.
+        rows, lengths, starts: as in `selective_scan`.
 
     Returns:
         silu(conv(x)) [b, l, d] and the new tails [b, k-1, d], both in x's dtype: a tail holds inputs, so that nothing
         is lost. A row shorter than k-1 tokens keeps the newer part of its old tail.
     """
-    _check_conv(x, weight, bias, tail, rows, lengths)
+    _check_conv(x, weight, bias, tail, rows, lengths, starts)
     module = _backend(backend, x, weight, bias, tail)
-    return module.causal_conv(x, weight, bias, tail=tail, rows=rows, lengths=lengths)
+    return module.causal_conv(x, weight, bias, tail=tail, rows=rows, lengths=lengths, **_packing(module, starts))
 
 
 def causal_conv_step(
@@ -197,6 +206,8 @@ def _backend(name: str, *inputs: Tensor | None) -> ModuleType:
     grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     if name == "auto":
         name = choose_backend(inputs[0].device if inputs[0] is not None else "cpu", grad)
+        if name == "numba" and inputs[0] is not None and inputs[0].dtype == torch.float64:
+            name = "eager"  # the definition is checked in float64; Numba's kernels are float32
     elif name not in BACKENDS:
         raise UsageError(f"unknown scan backend {name!r}: there are {', '.join(BACKENDS)}, and auto")
     elif grad and name in ("eager", "numba", "triton"):
@@ -208,12 +219,35 @@ def _backend(name: str, *inputs: Tensor | None) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
 
 
+def takes_packed_rows(backend: str) -> bool:
+    return backend == "numba"
+
+
+def _packing(module: ModuleType, starts: Tensor | None) -> dict[str, Tensor]:
+    if starts is None:
+        return {}
+    name = module.__name__.rpartition(".")[2]
+    if not takes_packed_rows(name):
+        raise UsageError(f"the {name} scan backend takes padded rows, not packed ones: take numba, or pad them")
+    return {"starts": starts}
+
+
 def _check(name: str, tensor: Tensor | None, *shape: int | None) -> None:
     if tensor is not None and not (
         tensor.ndim == len(shape) and all(want in (None, have) for want, have in zip(shape, tensor.shape, strict=True))
     ):
         want = ", ".join("any" if size is None else str(size) for size in shape)
         raise ValueError(f"{name} must have the shape [{want}], not {list(tensor.shape)}")
+
+
+def _check_rows(b: int, lengths: Tensor | None, starts: Tensor | None) -> int:
+    """How many rows there are: packed ones are counted by their starts."""
+    if starts is not None:
+        if b != 1 or lengths is None:
+            raise ValueError(f"packed rows are [1, l, ...] with their lengths, not {b} rows and lengths={lengths}")
+        b = len(starts)
+    _check("lengths", lengths, b)
+    return b
 
 
 def _check_start(name: str, state: Tensor | None, b: int, inner: int, d: int, rows: Tensor | None) -> None:
@@ -237,6 +271,7 @@ def _check_scan(
     state: Tensor | None,
     rows: Tensor | None,
     lengths: Tensor | None,
+    starts: Tensor | None = None,
 ) -> None:
     _check("x", x, None, None, None)
     _check("A", A, None, x.shape[2])
@@ -247,8 +282,7 @@ def _check_scan(
     _check("D", D, d)
     _check("z", z, b, length, d)
     _check("dt_bias", dt_bias, d)
-    _check("lengths", lengths, b)
-    _check_start("state", state, b, n, d, rows)
+    _check_start("state", state, _check_rows(b, lengths, starts), n, d, rows)
 
 
 def _check_conv(
@@ -258,13 +292,13 @@ def _check_conv(
     tail: Tensor | None,
     rows: Tensor | None,
     lengths: Tensor | None,
+    starts: Tensor | None = None,
 ) -> None:
     _check("x", x, None, None, None)
     b, _, d = x.shape
     _check("weight", weight, d, None)
     _check("bias", bias, d)
-    _check("lengths", lengths, b)
-    _check_start("tail", tail, b, weight.shape[1] - 1, d, rows)
+    _check_start("tail", tail, _check_rows(b, lengths, starts), weight.shape[1] - 1, d, rows)
 
 
 def _check_step(

@@ -2,7 +2,8 @@
 
 One program takes one row and a block of channels, and goes through the row's tokens with its state in the nearest
 cache. Softplus, the decays, the skip and the gate are computed on the way, so that nothing but inputs and outputs
-passes through memory. A row ends at its own length: padding costs nothing and is never read.
+passes through memory. A row ends at its own length: padding costs nothing and is never read. To the kernels, padded
+rows and packed ones are the same: tokens one after another, and the places where rows begin.
 
 The inner loops run over channels, without branches and without calls, which is what lets LLVM write them as vector
 instructions: exp2 and log1p are therefore polynomials of ours, accurate to 2e-7 of their value.
@@ -22,7 +23,7 @@ from numba import njit, prange
 from numba.core import config
 from torch import Tensor
 
-from model_adapters.vlmamba.scan import eager
+from vlmamba_eval.types import UsageError
 
 # Channels of a block: 16 states of 128 channels in float32 are 8 KB, so that a token's inputs stay beside them.
 BLOCK = 128
@@ -52,19 +53,18 @@ def selective_scan(
     rows: Tensor | None = None,
     lengths: Tensor | None = None,
     out: Tensor | None = None,
+    starts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    if x.dtype == torch.float64:  # the kernels are float32
-        return eager.selective_scan(
-            x, dt, A, B, C, D, z, dt_bias=dt_bias, state=state, rows=rows, lengths=lengths, out=out
-        )
-    (b, length, d), n = x.shape, A.shape[0]
-    y, new = torch.empty(b, length, d), _home(out, b, n, d)
+    d, n = x.shape[2], A.shape[0]
+    layout = _layout(x, lengths, starts)
+    b = len(layout[0])
+    y, new = torch.empty(x.shape), _home(out, b, n, d)
     bias = torch.zeros(d) if dt_bias is None else dt_bias
     _share_threads()
     _scan(
         *_tokens(x), *_tokens(dt), *_tokens(B), *_tokens(C), *_tokens(x if z is None else z), z is not None,
-        _array(A), _array(D), _array(bias), *_start(state, rows, b, n, d), _valid(lengths, b, length),
-        _array(y), _array(new), _block(b, d),
+        _array(A), _array(D), _array(bias), *_start(state, rows, b, n, d), *layout,
+        y.view(-1, d).numpy(), _array(new), _block(b, d),
     )  # fmt: skip
     return y.to(x.dtype), new if out is None or new is out else out.copy_(new)
 
@@ -78,16 +78,17 @@ def causal_conv(
     rows: Tensor | None = None,
     lengths: Tensor | None = None,
     out: Tensor | None = None,
+    starts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    if x.dtype == torch.float64:
-        return eager.causal_conv(x, weight, bias, tail=tail, rows=rows, lengths=lengths, out=out)
-    (b, length, d), k = x.shape, weight.shape[1]
-    y, new = torch.empty(b, length, d), _home(out, b, k - 1, d)
+    d, k = weight.shape
+    layout = _layout(x, lengths, starts)
+    b = len(layout[0])
+    y, new = torch.empty(x.shape), _home(out, b, k - 1, d)
     bias = torch.zeros(d) if bias is None else bias
     _share_threads()
     _conv(
-        *_tokens(x), _array(weight.T), _array(bias), *_start(tail, rows, b, k - 1, d), _valid(lengths, b, length),
-        _array(y), _array(new), _block(b, d),
+        *_tokens(x), _array(weight.T), _array(bias), *_start(tail, rows, b, k - 1, d), *layout,
+        y.view(-1, d).numpy(), _array(new), _block(b, d),
     )  # fmt: skip
     # A tail holds inputs of x's precision, which widening and narrowing leave as they are.
     return y.to(x.dtype), new.to(x.dtype) if out is None or new is out else out.copy_(new)
@@ -99,18 +100,34 @@ def causal_conv(
 
 
 def _array(tensor: Tensor) -> np.ndarray:
+    if tensor.dtype == torch.float64:
+        raise UsageError("the numba scan backend computes in float32: for float64 take eager or reference")
     return tensor.detach().to(torch.float32).contiguous().numpy()
 
 
-def _tokens(tensor: Tensor) -> tuple[np.ndarray, int, int]:
-    """[b, l, c], often a slice of the columns of something wider, as its memory and the strides of b and l."""
-    tensor = tensor.detach().to(torch.float32)
-    if tensor.numel() == 0:
-        return np.empty(0, np.float32), 0, 0
-    if tensor.stride(2) != 1:
-        tensor = tensor.contiguous()
-    span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.as_strided((span,), (1,)).numpy(), tensor.stride(0), tensor.stride(1)
+def _tokens(tensor: Tensor) -> tuple[np.ndarray, int]:
+    """[b, l, c], often some columns of something wider, as its memory and the way from one token to the next."""
+    b, length, width = tensor.shape
+    if (
+        tensor.dtype != torch.float32
+        or tensor.stride(2) != 1
+        or (b > 1 and tensor.stride(0) != length * tensor.stride(1))
+    ):
+        return _array(tensor).reshape(-1), width
+    span = (b * length - 1) * tensor.stride(1) + width if tensor.numel() else 0
+    return tensor.detach().as_strided((span,), (1,)).numpy(), tensor.stride(1)
+
+
+def _layout(x: Tensor, lengths: Tensor | None, starts: Tensor | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where each row's tokens begin, where the valid ones end, and where its padding ends, among all tokens."""
+    b, length = x.shape[:2]
+    if starts is not None and lengths is not None:
+        first = starts.numpy()
+        last = first + lengths.numpy()
+        return first, last, last
+    first = np.arange(b) * length
+    last = first + length
+    return first, last if lengths is None else first + lengths.clamp(0, length).numpy(), last
 
 
 def _start(state: Tensor | None, rows: Tensor | None, b: int, inner: int, d: int) -> tuple[np.ndarray, np.ndarray]:
@@ -126,10 +143,6 @@ def _home(out: Tensor | None, *shape: int) -> Tensor:
     """Where the new states go: `out` itself where the kernels can write to it."""
     fits = out is not None and out.dtype == torch.float32 and out.is_contiguous()
     return out if out is not None and fits else torch.empty(shape)
-
-
-def _valid(lengths: Tensor | None, b: int, length: int) -> np.ndarray:
-    return np.full(b, length) if lengths is None else lengths.clamp(0, length).numpy()
 
 
 def _block(b: int, d: int) -> int:
@@ -214,38 +227,39 @@ def _clear(target):
 
 @njit(parallel=True, cache=True, **_OPTIONS)
 def _scan(
-    x, x_b, x_l, dt, dt_b, dt_l, B, B_b, B_l, C, C_b, C_l, z, z_b, z_l, gated,
-    A, D, bias, states, rows, lengths, y, new, block,
+    x, x_l, dt, dt_l, B, B_l, C, C_l, z, z_l, gated, A, D, bias, states, rows, firsts, lasts, ends, y, new, block
 ):  # fmt: skip
-    b, d = y.shape[0], y.shape[2]
+    d = y.shape[1]
     blocks = -(-d // block)
-    for program in prange(b * blocks):
-        i, first = program // blocks, program % blocks * block
+    for program in prange(len(rows) * blocks):
+        i, left = program // blocks, program % blocks * block
+        first = firsts[i]
         _scan_block(
-            x[i * x_b :], x_l, dt[i * dt_b :], dt_l, B[i * B_b :], B_l, C[i * C_b :], C_l, z[i * z_b :], z_l, gated,
-            A, D, bias, states, rows[i], lengths[i], y[i], new[i], first, min(first + block, d),
+            x[first * x_l :], x_l, dt[first * dt_l :], dt_l, B[first * B_l :], B_l, C[first * C_l :], C_l,
+            z[first * z_l :], z_l, gated, A, D, bias, states, rows[i], lasts[i] - first, y[first : ends[i]], new[i],
+            left, min(left + block, d),
         )  # fmt: skip
 
 
 @njit(**_OPTIONS)
 def _scan_block(
-    x, x_l, dt, dt_l, B, B_l, C, C_l, z, z_l, gated, A, D, bias, states, source, length, y, new, first, last
+    x, x_l, dt, dt_l, B, B_l, C, C_l, z, z_l, gated, A, D, bias, states, source, length, y, new, left, right
 ):  # fmt: skip
-    """The tokens of one row, for the channels from `first` to `last`."""
-    n, width = A.shape[0], last - first
+    """The tokens of one row, for the channels from `left` to `right`."""
+    n, width = A.shape[0], right - left
     h, decay = np.empty((n, width), np.float32), np.empty((n, width), np.float32)
     step, inflow, sums = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
     for k in range(n):
-        A_k, decay_k, h_k = A[k, first:last], decay[k], h[k]
+        A_k, decay_k, h_k = A[k, left:right], decay[k], h[k]
         for j in range(width):
             decay_k[j] = A_k[j] * _LOG2E
         if source >= 0:
-            _copy(states[source, k, first:last], h_k)
+            _copy(states[source, k, left:right], h_k)
         else:
             _clear(h_k)
-    dt_bias, skip = bias[first:last], D[first:last]
+    dt_bias, skip = bias[left:right], D[left:right]
     for t in range(length):
-        x_t, dt_t = x[t * x_l + first : t * x_l + last], dt[t * dt_l + first : t * dt_l + last]
+        x_t, dt_t = x[t * x_l + left : t * x_l + right], dt[t * dt_l + left : t * dt_l + right]
         for j in range(width):
             step[j] = _softplus(dt_t[j] + dt_bias[j])
             inflow[j] = step[j] * x_t[j]
@@ -255,51 +269,53 @@ def _scan_block(
             for j in range(width):
                 h_k[j] = h_k[j] * _exp2(step[j] * decay_k[j]) + inflow[j] * B_k
                 sums[j] += h_k[j] * C_k
-        y_t = y[t, first:last]
+        y_t = y[t, left:right]
         if gated:
-            z_t = z[t * z_l + first : t * z_l + last]
+            z_t = z[t * z_l + left : t * z_l + right]
             for j in range(width):
                 y_t[j] = sums[j] * _silu(z_t[j])
         else:
             _copy(sums, y_t)
     for t in range(length, len(y)):
-        _clear(y[t, first:last])
+        _clear(y[t, left:right])
     for k in range(n):
-        _copy(h[k], new[k, first:last])
+        _copy(h[k], new[k, left:right])
 
 
 @njit(parallel=True, cache=True, **_OPTIONS)
-def _conv(x, x_b, x_l, taps, bias, tails, rows, lengths, y, new, block):
-    b, d = y.shape[0], y.shape[2]
+def _conv(x, x_l, taps, bias, tails, rows, firsts, lasts, ends, y, new, block):
+    d = y.shape[1]
     blocks = -(-d // block)
-    for program in prange(b * blocks):
-        i, first = program // blocks, program % blocks * block
+    for program in prange(len(rows) * blocks):
+        i, left = program // blocks, program % blocks * block
+        first = firsts[i]
         _conv_block(
-            x[i * x_b :], x_l, taps, bias, tails, rows[i], lengths[i], y[i], new[i], first, min(first + block, d)
-        )
+            x[first * x_l :], x_l, taps, bias, tails, rows[i], lasts[i] - first, y[first : ends[i]], new[i],
+            left, min(left + block, d),
+        )  # fmt: skip
 
 
 @njit(**_OPTIONS)
-def _conv_block(x, x_l, taps, bias, tails, source, length, y, new, first, last):
-    k, width = taps.shape[0], last - first
+def _conv_block(x, x_l, taps, bias, tails, source, length, y, new, left, right):
+    k, width = taps.shape[0], right - left
     tail, sums = np.empty((k - 1, width), np.float32), np.empty(width, np.float32)
     for i in range(k - 1):
         if source >= 0:
-            _copy(tails[source, i, first:last], tail[i])
+            _copy(tails[source, i, left:right], tail[i])
         else:
             _clear(tail[i])
     for t in range(length):
-        _copy(bias[first:last], sums)
+        _copy(bias[left:right], sums)
         for tap in range(k):
-            weights, place = taps[tap, first:last], t - (k - 1) + tap
-            inputs = x[place * x_l + first : place * x_l + last] if place >= 0 else tail[k - 1 + place]
+            weights, place = taps[tap, left:right], t - (k - 1) + tap
+            inputs = x[place * x_l + left : place * x_l + right] if place >= 0 else tail[k - 1 + place]
             for j in range(width):
                 sums[j] += inputs[j] * weights[j]
-        y_t = y[t, first:last]
+        y_t = y[t, left:right]
         for j in range(width):
             y_t[j] = _silu(sums[j])
     for t in range(length, len(y)):
-        _clear(y[t, first:last])
+        _clear(y[t, left:right])
     for i in range(k - 1):
         place = length - (k - 1) + i
-        _copy(x[place * x_l + first : place * x_l + last] if place >= 0 else tail[k - 1 + place], new[i, first:last])
+        _copy(x[place * x_l + left : place * x_l + right] if place >= 0 else tail[k - 1 + place], new[i, left:right])

@@ -6,6 +6,7 @@ Run with TRITON_INTERPRET=1 these are the tests of the Triton kernels: `test_tri
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from dataclasses import replace
 from types import ModuleType
@@ -309,6 +310,51 @@ def test_steps_over_static_buffers_equal_one_scan(backend: str):
 
 
 # =============================================================================
+# Packed rows
+# =============================================================================
+
+
+def packed(case: Case) -> tuple[dict[str, Any], Tensor]:
+    """The arguments of a case without its padding, and where its valid tokens are among the padded ones [b, l]."""
+    valid = case.valid()
+    tokens = {name: t[valid][None] for name, t in case.inputs.items() if name in ("x", "dt", "B", "C", "z")}
+    lengths = valid.sum(1)
+    return {**case.arguments(), **tokens, "lengths": lengths, "starts": lengths.cumsum(0) - lengths}, valid
+
+
+@pytest.mark.skipif(INTERPRETED, reason="not the Triton backend's")
+@examples
+@given(case=scans(LONGEST), conv=convolutions())
+def test_packed_rows_give_what_padded_rows_give_to_the_last_bit(case: Case, conv: Case):
+    for case_, run, packed_run in (
+        (case.to(torch.float32), run_scan, scan.selective_scan),
+        (conv.to(torch.float32), run_conv, scan.causal_conv),
+    ):
+        arguments, valid = packed(case_)
+        y, state = run(case_, "numba")
+        found, found_state = packed_run(**arguments, backend="numba")
+        assert torch.equal(found[0], y[valid])
+        assert torch.equal(found_state, state)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="not the Triton backend's")
+def test_a_backend_without_packed_rows_says_which_one_takes_them():
+    arguments, _ = packed(_small(torch.float32))
+    with pytest.raises(UsageError, match="the eager scan backend takes padded rows, not packed ones: take numba"):
+        scan.selective_scan(**arguments, backend="eager")
+    with pytest.raises(ValueError, match="packed rows are"):
+        scan.selective_scan(**{**arguments, "lengths": None}, backend="numba")
+
+
+@pytest.mark.skipif(INTERPRETED, reason="eager")
+def test_numba_leaves_the_number_of_threads_alone():
+    code = "import torch; torch.set_num_threads(1); from model_adapters.vlmamba import scan; "
+    code += "scan.causal_conv(torch.zeros(1, 2, 3), torch.zeros(3, 4), None, backend='numba'); "
+    code += "assert torch.get_num_threads() == 1, torch.get_num_threads()"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# =============================================================================
 # Gradients
 # =============================================================================
 
@@ -477,12 +523,21 @@ def test_an_unknown_backend_names_those_there_are():
 
 
 @pytest.mark.skipif(INTERPRETED, reason="eager")
-def test_a_backend_without_gradients_refuses_to_lose_them():
+@pytest.mark.parametrize("backend", ["eager", "numba"])
+def test_a_backend_without_gradients_refuses_to_lose_them(backend: str):
     case = _small(torch.float32).leaves()
     with pytest.raises(UsageError, match="no gradients"):
-        run_scan(case, "eager")
+        run_scan(case, backend)
     with torch.no_grad():
-        run_scan(case, "eager")
+        run_scan(case, backend)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="eager")
+def test_float64_is_not_narrowed_unasked():
+    case = _small(torch.float64)
+    with pytest.raises(UsageError, match="for float64 take eager or reference"):
+        run_scan(case, "numba")
+    assert error(run_scan(case, "auto")[0], run_scan(case, "reference")[0]) < 1e-14
 
 
 @pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="a machine without a GPU")
