@@ -39,7 +39,10 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much is done at once. These bound memory and never change an answer."""
+    """How much is done at once. These bound memory and never change an answer.
+
+    What is given is where an engine begins: each time the memory is short, it goes on with half of each.
+    """
 
     images: int
     """Images that are encoded, and whose prefix is prefilled, at once."""
@@ -47,6 +50,9 @@ class Limits:
     """Tokens of questions, padding included, that are prefilled at once; always at least one question."""
     rows: int
     """Questions that are decoded at once."""
+
+    def halved(self) -> Limits:
+        return Limits(max(1, self.images // 2), max(1, self.tokens // 2), max(1, self.rows // 2))
 
 
 # On a CPU each micro-batch reads all weights from memory, and beyond a thousand tokens that no longer matters.
@@ -137,7 +143,8 @@ class Engine:
             on_cpu = isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
             if not on_cpu and not isinstance(error, torch.OutOfMemoryError):
                 raise
-            self._decoder = None  # the next batch may need less
+            self._decoder = None  # its memory, and the rows that were under way in it
+            self.limits = self.limits.halved()
             raise OutOfMemory(str(error) or "no memory left") from error
 
     # =========================================================================

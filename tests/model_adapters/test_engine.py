@@ -267,6 +267,30 @@ def test_a_device_without_memory_is_reported_and_the_engine_goes_on(
             assert engine.generate(batch) == expected
 
 
+def test_where_memory_is_short_less_is_done_at_once_from_then_on(
+    adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The budget is found by trying: no later batch runs into the same wall."""
+    engine = adapter(True, Limits(images=8, tokens=512, rows=40)).engine
+    read = Engine._prefill_ids
+    sizes: list[int] = []
+
+    def short_of_memory(self: Engine, ids: Sequence[Sequence[int]], *more: object) -> object:
+        sizes.append(len(ids))
+        if len(ids) > 10:
+            raise MemoryError
+        return read(self, ids, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Engine, "_prefill_ids", short_of_memory)
+    batch = [ImageQuestions(None, tuple(Question(text(j, 3), 2) for j in range(40)))]
+    with pytest.raises(OutOfMemory):
+        engine.generate(batch)
+    assert engine.limits == Limits(images=4, tokens=256, rows=20)
+    sizes.clear()
+    assert engine.generate(batch) == adapter(False).generate(batch)
+    assert 1 < max(sizes) <= 10
+
+
 def test_other_errors_stay_what_they_are(adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("shapes differ")
