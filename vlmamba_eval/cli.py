@@ -191,7 +191,13 @@ def _evaluate(
         )
     finally:
         progress.close()
-    return _finish(outcomes, out)
+    remedy = "Run the same command again: it asks again what has no answer."
+    if any(outcome.n_model_errors for outcome in outcomes):
+        remedy += (
+            " What makes the model fail takes its whole batch with it; with --batch-tokens 1 as well, only the other "
+            "questions about the same image."
+        )
+    return _finish(outcomes, out, remedy)
 
 
 @cli.command(
@@ -220,7 +226,7 @@ def score(task: str, answers: Path, data: str, out: Path, name: str | None, allo
 
     dataset = load_dataset(get_task(task), data, allow_partial=allow_partial)
     outcome = score_answers(dataset, answers, out, name)
-    sys.exit(_finish([outcome], out))
+    sys.exit(_finish([outcome], out, f"Add the missing answers to {answers} and run the same command again."))
 
 
 @cli.command(short_help="Show the tables again, from runs on disk.")
@@ -467,8 +473,8 @@ def _tasks(names: str) -> list[Any]:
     return [get_task(name) for name in dict.fromkeys(chosen)]
 
 
-def _finish(outcomes: list[Outcome], out: Path) -> int:
-    """Print and write the leaderboard of everything under `out`; the exit code."""
+def _finish(outcomes: list[Outcome], out: Path, remedy: str) -> int:
+    """Print and write the leaderboard of everything under `out`; the exit code. `remedy` makes a run complete."""
     from vlmamba_eval.store import find_runs
 
     _report(find_runs(out / "runs"), None, out, relative_to=out)
@@ -484,12 +490,12 @@ def _finish(outcomes: list[Outcome], out: Path) -> int:
         if not outcome.complete:
             code = INCOMPLETE
             click.echo(
-                f"{scores['title']} is INCOMPLETE: {scores['n_missing']:,} of {scores['n']:,} answers missing, "
-                f"{scores['n_error']:,} failed; they count as wrong. See {outcome.folder.resolve()}/answers.jsonl; "
-                "running the same command again asks them again. A question that makes the model fail takes its batch "
-                "with it; --batch-tokens 1 keeps each image apart.",
+                f"{scores['title']} is INCOMPLETE: of {scores['n']:,} answers {scores['n_missing']:,} are missing and "
+                f"{scores['n_error']:,} failed; they count as wrong. See {outcome.folder.resolve()}/answers.jsonl.",
                 err=True,
             )
+    if code == INCOMPLETE:
+        click.echo(remedy, err=True)
     return code
 
 

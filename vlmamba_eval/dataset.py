@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmamba_eval.data import Folder, Hub, Row, read_jsonl
 from vlmamba_eval.plan import limited
-from vlmamba_eval.types import Answer, DataError, Generation, Graded, Sample, UsageError
+from vlmamba_eval.types import Answer, DataError, Generation, Graded, Sample, UsageError, Verdict
 
 if TYPE_CHECKING:
     from tasks.base import Task
@@ -152,21 +152,22 @@ def _refuse_duplicates(task: Task, samples: Iterable[Sample]) -> None:
 # =============================================================================
 
 
-def grade(dataset: Dataset, answers: Mapping[str, Answer]) -> list[Graded]:
-    """Every sample with its verdict; missing and failed answers have none, and count as wrong."""
+def grade(
+    dataset: Dataset, answers: Mapping[str, Answer], verdicts: Mapping[str, Verdict] | None = None
+) -> list[Graded]:
+    """Every sample with its verdict; missing and failed answers have none, and count as wrong.
+
+    `verdicts`, by sample id, are a judge's; without them the task's rules grade.
+    """
     task = dataset.task
-    answered = [
-        (sample, generation)
-        for sample in dataset.samples
-        if (answer := answers.get(sample.id)) is not None and (generation := answer.generation) is not None
-    ]
-    verdicts = dict(
-        zip(
-            (sample.id for sample, _ in answered),
-            task.grade_all([(sample, answer_text(task, sample, generation)) for sample, generation in answered]),
-            strict=True,
-        )
-    )
+    if verdicts is None:
+        answered = [
+            (sample, answer_text(task, sample, generation))
+            for sample in dataset.samples
+            if (answer := answers.get(sample.id)) is not None and (generation := answer.generation) is not None
+        ]
+        graded_by_rules = zip(answered, task.grade_all(answered), strict=True)
+        verdicts = {sample.id: verdict for (sample, _), verdict in graded_by_rules}
     graded: list[Graded] = []
     for sample in dataset.samples:
         answer = answers.get(sample.id)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlmamba_eval.dataset import PARTIAL, UNSCORED, Dataset, answer_text, load_dataset
+from vlmamba_eval.dataset import PARTIAL, UNTRAINED, Dataset, answer_text, load_dataset
+from vlmamba_eval.run import scored
 from vlmamba_eval.store import DONE, Run, cannot_write, data_source, read_answers, read_manifest, read_scores
-from vlmamba_eval.types import DataError, Graded, StoreError, UsageError
+from vlmamba_eval.types import DataError, StoreError, UsageError
 
 JUDGEMENTS = "judgements.jsonl"
 
@@ -91,18 +92,15 @@ def judge(
     Stopped, it goes on where it was. `judged(done, total)` is called after each. Raises `UsageError` for a benchmark
     that is scored by rules.
     """
-    from vlmamba_eval.stats import summarise
-
     run = reopen(folder, data)
-    task, samples = run.dataset.task, run.dataset.samples
+    before = read_scores(folder)
     with Run(folder, read_manifest(folder)) as opened:
-        verdicts = task.judge(samples, run.texts, folder / JUDGEMENTS, url, model, judged)
-        graded = [Graded(sample, verdicts.get(sample.id), opened.state(sample.id)) for sample in samples]
-        before = read_scores(folder)
-        scores = before | {
-            "judge": model,
-            "marks": [mark for mark in before["marks"] if mark != UNSCORED],
-            "scores": [asdict(score) for score in summarise(task, graded)],
-        }
-        opened.finish(scores, complete=(folder / DONE).exists())
+        try:
+            verdicts = run.dataset.task.judge(run.dataset.samples, run.texts, folder / JUDGEMENTS, url, model, judged)
+        except OSError as error:
+            raise StoreError(cannot_write(folder / JUDGEMENTS, error)) from error
+        scores = scored(
+            run.dataset, opened, before["model"], before["scoring"], UNTRAINED in before["marks"], model, verdicts
+        )
+        opened.finish(scores, complete=(folder / DONE).exists() and not scores["n_missing"])
     return scores

@@ -28,8 +28,10 @@ def score_answers(dataset: Dataset, answers_file: Path, out: Path, name: str | N
         "answers": {"model": model, "sha256": hashlib.sha256(answers_file.read_bytes()).hexdigest()},
     }
     with Run(run_folder(out, model, manifest), manifest) as run:
-        run.log(event="imported", data=dataset.source, answers=str(answers_file.resolve()))
-        run.append([answer for answer in answers.values() if answer.id not in run.answers])
+        new = [answer for answer in answers.values() if answer.id not in run.answers]
+        if new:
+            run.log(event="imported", data=dataset.source, answers=str(answers_file.resolve()))
+            run.append(new)
         return conclude(dataset, run, model, "generate")
 
 

@@ -7,7 +7,7 @@ begins; scores and reports are pure functions of the answers and the annotation 
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -31,6 +31,7 @@ from vlmamba_eval.types import (
     Question,
     Sample,
     UsageError,
+    Verdict,
 )
 
 if TYPE_CHECKING:
@@ -57,11 +58,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one task of a run."""
+    """What became of one task of a run. Of its failures, `n_model_errors` are the model's, the others its data's."""
 
     folder: Path
     scores: dict[str, Any]
-    n_errors: int
+    n_model_errors: int
     complete: bool
 
 
@@ -127,10 +128,10 @@ def evaluate(
         total = sum(len(dataset.samples) for dataset in datasets)
         progress.start(sum(group.image is not None for group in groups), len(pending), total - len(pending))
         if groups:
-            loaded = adapter.load() if isinstance(adapter, Deferred) else adapter
-            answer = _verb(loaded, scoring)
             for dataset, run in zip(datasets, runs.values(), strict=True):
                 run.log(event="start", time=time.time(), data=dataset.source, version=__version__, **_host())
+            loaded = adapter.load() if isinstance(adapter, Deferred) else adapter
+            answer = _verb(loaded, scoring)
             _generate(loaded, answer, groups, datasets, runs, batch_tokens, progress)
             for run in runs.values():
                 run.log(event="end", time=time.time())
@@ -149,40 +150,54 @@ def conclude(
     untrained: bool = False,
 ) -> Outcome:
     """Score what the run has and write its derived files. Failed and missing answers count as wrong, and are named."""
+    info = dataset.task.info
+    scores = scored(dataset, run, model, scoring, untrained)
+    if info.scored == "judge" and (run.folder / SCORES).exists():
+        before = read_scores(run.folder)  # a judge's grades stay as long as the answers are the same
+        if before["judge"] and all(before[count] == scores[count] for count in ("n_missing", "n_error")):
+            scores = before
+    complete = scores["n_missing"] == 0 and scores["n_error"] <= max_errors
+    run.finish(scores, complete=complete)
+    failures = [answer.failure.kind for answer in run.answers.values() if answer.failure is not None]
+    return Outcome(run.folder, scores, failures.count("model_error"), complete)
+
+
+def scored(
+    dataset: Dataset,
+    run: Run,
+    model: str,
+    scoring: Scoring,
+    untrained: bool,
+    judge: str | None = None,
+    verdicts: Mapping[str, Verdict] | None = None,
+) -> dict[str, Any]:
+    """What `scores.json` holds. `verdicts`, by sample id, are those of the judge; without one, rules grade."""
     from vlmamba_eval.stats import summarise
 
     info = dataset.task.info
-    answers = {sample.id: run.answers[sample.id] for sample in dataset.samples if sample.id in run.answers}
-    n_errors = sum(answer.failure is not None for answer in answers.values())
-    n_missing = len(dataset.samples) - len(answers)
-    complete = n_missing == 0 and n_errors <= max_errors
-    marks = [*dataset.marks]
+    states = Counter(run.state(sample.id) for sample in dataset.samples)
+    graded = grade(dataset, run.answers, verdicts) if dataset.labelled or verdicts is not None else []
+    marks = [*run.manifest["data"]["marks"]]
     if untrained:
         marks.append(UNTRAINED)
-    if n_missing or n_errors:
+    if states["missing"] or states["error"]:
         marks.append(INCOMPLETE)
-    if not dataset.labelled:
+    if not graded:
         marks.append(UNSCORED)
-    scores = {
+    return {
         "model": model,
         "task": info.name,
         "title": info.title,
         "split": info.split,
         "headline": info.headline,
         "scoring": scoring,
-        "judge": None,
+        "judge": judge,
         "marks": marks,
         "n": len(dataset.samples),
-        "n_missing": n_missing,
-        "n_error": n_errors,
-        "scores": [asdict(s) for s in summarise(dataset.task, grade(dataset, answers))] if dataset.labelled else [],
+        "n_missing": states["missing"],
+        "n_error": states["error"],
+        "scores": [asdict(score) for score in summarise(dataset.task, graded)] if graded else [],
     }
-    if info.scored == "judge" and (run.folder / SCORES).exists():
-        before = read_scores(run.folder)  # a judge's grades stay as long as the answers are the same
-        if before["judge"] and (before["n_missing"], before["n_error"]) == (n_missing, n_errors):
-            scores = before
-    run.finish(scores, complete=complete)
-    return Outcome(run.folder, scores, n_errors, complete)
 
 
 def _verb(adapter: Adapter, scoring: Scoring) -> Callable[[Sequence[ImageQuestions]], list[list[Generation]]]:
@@ -330,7 +345,9 @@ def _halving(
             return [[outcome for half in halves for outcome in _halving(answer, [half], progress)[0]]]
         failure = Failure("model_error", f"out of memory on a single question: {error}")
     except Exception as error:  # noqa: BLE001 - whatever an adapter raises becomes the typed failure of its questions
-        failure = Failure("model_error", f"{type(error).__name__}: {error}")
+        n = sum(len(item.questions) for item in batch)
+        which = "" if n == 1 else f" (one of {n:,} questions that were asked together)"
+        failure = Failure("model_error", f"{type(error).__name__}: {error}{which}")
     progress.note(f"{sum(len(item.questions) for item in batch)} questions failed: {failure.message}")
     return [[failure] * len(item.questions) for item in batch]
 

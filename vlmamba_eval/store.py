@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, get_type_hints
 
 from filelock import FileLock, Timeout
 
@@ -42,6 +42,7 @@ MANIFEST, ANSWERS, TELEMETRY, SCORES, DONE = (
 )
 
 FORMAT = 1  # of all these files; a reader of another one refuses them
+REPEAT = "run the same evaluation (or `vlmamba-eval score`) again"
 
 
 def run_key(manifest: Mapping[str, Any]) -> str:
@@ -63,14 +64,18 @@ def write_atomic(path: Path, content: str) -> None:
     """Write a text file so that a reader sees the old content or the new one, also after a power failure.
 
     Temporary file in the same folder, flush, fsync, rename, fsync of the folder. What has no UTF-8 (a lone surrogate)
-    is written as its JSON escape. Raises `StoreError`.
+    is written as its JSON escape. A file that holds the content already is not touched, so that what is finished can
+    be shown again from a disk that can only be read. Raises `StoreError`.
     """
+    encoded = content.encode(errors="backslashreplace")
     try:
+        if path.is_file() and path.read_bytes() == encoded:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(content.encode(errors="backslashreplace"))
+                file.write(encoded)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)
@@ -113,15 +118,21 @@ class Run:
                 f"{self.folder} is being written by {who}. Wait for it, stop it, or give another folder with --out."
             ) from None
         except OSError as error:
-            raise StoreError(cannot_write(self.folder, error)) from error
+            if not (self.folder / DONE).exists():
+                raise StoreError(cannot_write(self.folder, error)) from error
+            self._check_manifest()  # finished, where nothing can be written: it can still be shown
+            self.answers = read_answers(self.folder)
+            return self
         try:
             write_atomic(self.folder / ".owner", f"process {os.getpid()} on {socket.gethostname()}\n")
             self._check_manifest()
             self.answers, self._size = _load_answers(self.folder / ANSWERS, heal=True)
             self._file = open(self.folder / ANSWERS, "ab", buffering=0)
             _sync_folder(self.folder)
-        except BaseException:
-            self._lock.release()
+        except BaseException as error:
+            self.__exit__(None, None, None)
+            if isinstance(error, OSError):
+                raise StoreError(cannot_write(self.folder / ANSWERS, error)) from error
             raise
         return self
 
@@ -151,7 +162,8 @@ class Run:
 
         Raises `StoreError` where that is impossible (disk full); the file then ends with the last whole answer.
         """
-        assert self._file is not None, "a run is appended to only while it is open"  # noqa: S101
+        if self._file is None:
+            raise StoreError(cannot_write(self.folder / ANSWERS, OSError(errno.EROFS, os.strerror(errno.EROFS))))
         lines = b"".join(encode_answer(answer) for answer in answers)
         try:
             view = memoryview(lines)
@@ -177,7 +189,10 @@ class Run:
         if complete:
             write_atomic(self.folder / DONE, "")
         else:
-            (self.folder / DONE).unlink(missing_ok=True)
+            try:
+                (self.folder / DONE).unlink(missing_ok=True)
+            except OSError as error:
+                raise StoreError(cannot_write(self.folder / DONE, error)) from error
 
     def log(self, **event: Any) -> None:
         """Append to the telemetry, which no derived file reads. Raises `StoreError`."""
@@ -196,12 +211,22 @@ class Run:
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a run folder. Raises `StoreError`."""
-    return _read_json(folder / MANIFEST, "Is this a run folder (runs/<model>/<task>/<key>)?")
+    shape = {"task": {"name": str}, "data": {"sha256": str, "marks": [str]}}
+    return _read_json(folder / MANIFEST, shape, missing="Is this a run folder (runs/<model>/<task>/<key>)?")
 
 
 def read_scores(folder: Path) -> dict[str, Any]:
     """The scores of a run folder. Raises `StoreError`."""
-    return _read_json(folder / SCORES, "The run has not come to its end yet: run the same command again to resume it.")
+    from vlmamba_eval.stats import Score
+
+    shape = {
+        **dict.fromkeys(("model", "task", "title", "split", "headline", "scoring"), str),
+        **dict.fromkeys(("n", "n_missing", "n_error"), int),
+        "judge": str | None,
+        "marks": [str],
+        "scores": [get_type_hints(Score)],
+    }
+    return _read_json(folder / SCORES, shape, missing=f"To have it written, {REPEAT}.")
 
 
 def read_answers(folder: Path) -> dict[str, Answer]:
@@ -211,8 +236,10 @@ def read_answers(folder: Path) -> dict[str, Answer]:
 
 def data_source(folder: Path) -> str | None:
     """Where the data of a run was read from last (`hub`, `samples`, or a folder), as its telemetry remembers."""
-    path = folder / TELEMETRY
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
+    try:
+        lines = (folder / TELEMETRY).read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        return None
     for line in reversed(lines):
         with contextlib.suppress(ValueError, KeyError, TypeError):  # torn by a crash, or an event of another kind
             return str(json.loads(line)["data"])
@@ -264,7 +291,10 @@ def _load_answers(path: Path, *, heal: bool) -> tuple[dict[str, Answer], int]:
     """The answers of a file and the size of its whole lines. A failed answer may be followed by a later try."""
     if not path.exists():
         return {}, 0
-    raw = path.read_bytes()
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read ({error.strerror or error}). Restore it from a copy.") from None
     size = raw.rfind(b"\n") + 1
     if heal and size < len(raw):
         os.truncate(path, size)
@@ -284,21 +314,46 @@ def _load_answers(path: Path, *, heal: bool) -> tuple[dict[str, Answer], int]:
     return answers, size
 
 
-def _read_json(path: Path, hint: str) -> dict[str, Any]:
+def _read_json(path: Path, shape: Mapping[str, Any], *, missing: str) -> dict[str, Any]:
+    """One of the files that a run can write anew, checked as far as its readers rely on it. Raises `StoreError`."""
+    remedy = f"Delete it, then {REPEAT}: it is written anew, and no answer is lost."
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise StoreError(f"{path} is missing. {hint}") from None
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path} cannot be read ({error}).") from None
-    if not isinstance(value, dict):
-        raise StoreError(f"{path}: expected an object, found {type(value).__name__}.")
-    if value.get("format") != FORMAT:
+        raise StoreError(f"{path} is missing. {missing}") from None
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read ({error.strerror or error}).") from None
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{path} is damaged: expected JSON ({error}). {remedy}") from None
+    if isinstance(value, dict) and value.get("format") != FORMAT:
         raise StoreError(
             f"{path} is of format {value.get('format')!r}; this version of vlmamba-eval reads format {FORMAT}. "
             "Read it with the version that wrote it, or evaluate again with another --out."
         )
+    problem = _misfit(value, shape, "it")
+    if problem:
+        raise StoreError(f"{path} is damaged: {problem}. {remedy}")
     return value
+
+
+def _misfit(value: Any, shape: Any, place: str) -> str:
+    """Where a JSON value first departs from a shape: an object's fields, `[shape of each item]`, or a type."""
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            return f"{place} should be a list, found {value!r:.80}"
+        return next(filter(None, (_misfit(v, shape[0], f"{place}[{i}]") for i, v in enumerate(value))), "")
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            return f"{place} should be an object, found {value!r:.80}"
+        for name, inner in shape.items():
+            if name not in value:
+                return f"{place} has no field {name!r}"
+            problem = _misfit(value[name], inner, name if place == "it" else f"{place}.{name}")
+            if problem:
+                return problem
+        return ""
+    wanted = getattr(shape, "__name__", str(shape))
+    return "" if isinstance(value, shape) else f"{place} should be {wanted}, found {value!r:.80}"
 
 
 def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -108,6 +108,27 @@ def test_a_failed_answer_stays_a_failure_under_the_judge(data: Path, tmp_path: P
     assert not (folder / "DONE").exists()
 
 
+def test_a_judge_counts_answers_that_got_lost_and_leaves_the_run_incomplete(data: Path, tmp_path: Path) -> None:
+    folder = answered(data, tmp_path)
+    path = folder / "answers.jsonl"
+    path.write_bytes(path.read_bytes()[:-5])
+    scores = judge(folder, "http://x", "likes-red")
+    assert (scores["n_missing"], scores["marks"]) == (1, ["INCOMPLETE"])
+    assert not (folder / "DONE").exists()
+
+
+def test_a_place_where_no_judgement_can_be_written_is_named(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    folder = answered(data, tmp_path)
+    monkeypatch.setattr(Judged, "judge", refuse)
+    with pytest.raises(StoreError, match=r"judgements\.jsonl cannot be written \(Read-only file system\)"):
+        judge(folder, "http://x", "likes-red")
+
+
 def test_two_judges_do_not_write_to_one_run(data: Path, tmp_path: Path) -> None:
     folder = answered(data, tmp_path)
     with Run(folder, read_manifest(folder)), pytest.raises(StoreError, match="is being written by process"):

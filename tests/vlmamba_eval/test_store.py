@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -28,7 +32,7 @@ from vlmamba_eval.store import (
 )
 from vlmamba_eval.types import Answer, Failure, Generation, Likelihood, StoreError
 
-MANIFEST = {"task": {"name": "toy"}, "model": {"weights": "a"}}
+MANIFEST = {"task": {"name": "toy"}, "data": {"sha256": "0", "marks": []}, "model": {"weights": "a"}}
 
 
 def answer(i: int, text: str = "yes") -> Answer:
@@ -131,7 +135,7 @@ def test_a_failed_answer_may_be_tried_again(tmp_path: Path) -> None:
 
 def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
     filled(tmp_path)
-    other = {"task": {"name": "toy"}, "model": {"weights": "b"}}
+    other = MANIFEST | {"model": {"weights": "b"}}
     with pytest.raises(StoreError, match=r"model\.weights: 'a' on disk, 'b' now"), Run(tmp_path, other):
         pass
 
@@ -185,15 +189,94 @@ def test_a_run_of_another_format_is_refused_with_what_to_do(tmp_path: Path) -> N
             read()
 
 
-@pytest.mark.parametrize(
-    ("content", "message"), [("", "cannot be read"), ('{"a": 1', "cannot be read"), ("[]", "expected an object")]
-)
-def test_a_damaged_manifest_or_damaged_scores_are_refused_by_name(tmp_path: Path, content: str, message: str) -> None:
-    filled(tmp_path)
-    for name, read in (("manifest.json", read_manifest), ("scores.json", read_scores)):
-        (tmp_path / name).write_text(content)
-        with pytest.raises(StoreError, match=rf"{name}.*{message}"):
+SCORE = {
+    "metric": "accuracy", "split": "test", "category": "all", "value": 50.0, "ci_low": 40.0, "ci_high": None,
+    "n": 3, "n_images": 1, "n_unparsed": 0, "n_missing": 0, "n_error": 0, "n_truncated": 0, "headline": True,
+    "plain": False,
+}  # fmt: skip
+SCORES_FILE = {
+    "format": 1, "model": "m", "task": "toy", "title": "Toy", "split": "test", "headline": "accuracy",
+    "scoring": "generate", "judge": None, "marks": ["PARTIAL"], "n": 3, "n_missing": 0, "n_error": 0, "scores": [SCORE],
+}  # fmt: skip
+MANIFEST_FILE = {"format": 1, "task": {"name": "toy"}, "data": {"sha256": "0", "marks": []}}
+FILES = {"manifest.json": (MANIFEST_FILE, read_manifest), "scores.json": (SCORES_FILE, read_scores)}
+
+
+def damaged_json(whole: dict[str, Any]) -> Iterator[bytes]:
+    """What may be left of a JSON file: cut off, overwritten, or with one field absent or of another type."""
+    text = json.dumps(whole).encode()
+    yield from (b"", text[: len(text) // 2], text[:-1], b"[]", b"3", b"null", b'{"format": 1}', bytes(range(256)))
+    yield b"[" * 100_000
+    for field in whole:
+        yield json.dumps({name: value for name, value in whole.items() if name != field}).encode()
+        yield json.dumps(whole | {field: {"a": [1]}}).encode()
+    for field in SCORE if "scores" in whole else ():
+        for row in ({name: value for name, value in SCORE.items() if name != field}, SCORE | {field: ["x"]}):
+            yield json.dumps(whole | {"scores": [SCORE, row]}).encode()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_is_an_error_that_names_it_and_says_what_to_do(tmp_path: Path, name: str) -> None:
+    whole, read = FILES[name]
+    path = tmp_path / name
+    path.write_text(json.dumps(whole))
+    assert read(tmp_path) == whole
+    for content in damaged_json(whole):
+        path.write_bytes(content)
+        with pytest.raises(StoreError) as caught:
             read(tmp_path)
+        assert str(caught.value).startswith(f"{path} is "), content
+        assert re.search(r"Delete it, then run the same evaluation|Read it with the version", str(caught.value))
+    path.unlink()
+    with pytest.raises(StoreError, match=f"{name} is missing"):
+        read(tmp_path)
+    path.mkdir()
+    with pytest.raises(StoreError, match=rf"{name} cannot be read \(Is a directory\)"):
+        read(tmp_path)
+
+
+def test_answers_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    filled(tmp_path)
+    (tmp_path / ANSWERS).unlink()
+    (tmp_path / ANSWERS).mkdir()
+    with pytest.raises(StoreError, match=r"answers\.jsonl cannot be read \(Is a directory\)"), Run(tmp_path, MANIFEST):
+        pass
+    with pytest.raises(StoreError, match=r"answers\.jsonl cannot be read"):
+        read_answers(tmp_path)
+
+
+def read_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on nothing can be written, as on a disk that is mounted for reading alone."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    monkeypatch.setattr("builtins.open", refuse)
+
+
+def test_a_finished_run_opens_on_a_disk_that_can_only_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Run(filled(tmp_path), MANIFEST) as run:
+        run.finish({"scores": []}, complete=True)
+    read_only(monkeypatch)
+    with Run(tmp_path, MANIFEST) as run:
+        assert list(run.answers) == ["0", "1", "2"]
+        run.finish({"scores": []}, complete=True)  # nothing changes, so nothing is written
+        for change in (
+            lambda: run.append([answer(3)]),
+            lambda: run.log(event="start"),
+            lambda: run.finish({"scores": [1]}, complete=True),
+        ):
+            with pytest.raises(StoreError, match=r"cannot be written \(Read-only file system\)"):
+                change()
+
+
+def test_an_unfinished_run_on_such_a_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(tmp_path)
+    read_only(monkeypatch)
+    with pytest.raises(StoreError, match="cannot be written"), Run(tmp_path, MANIFEST):
+        pass
 
 
 def test_damaged_telemetry_harms_nothing(tmp_path: Path) -> None:
@@ -206,6 +289,9 @@ def test_damaged_telemetry_harms_nothing(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes() + b'[]\n{"torn}\n\xff\x00{"data": ')
     assert data_source(tmp_path) == "/second"
     path.write_bytes(b"\x00")
+    assert data_source(tmp_path) is None
+    path.unlink()
+    path.mkdir()
     assert data_source(tmp_path) is None
 
 

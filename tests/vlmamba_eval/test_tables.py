@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import json
 import re
 from pathlib import Path
 
@@ -15,9 +16,9 @@ from vlmamba_eval.baselines import DEFAULT, choose, published
 from vlmamba_eval.dataset import load_dataset
 from vlmamba_eval.report import text
 from vlmamba_eval.report.console import show
-from vlmamba_eval.report.tables import COLUMNS, RunScores, board, markdown, tidy, write_leaderboard
+from vlmamba_eval.report.tables import COLUMNS, RunScores, board, load_runs, markdown, tidy, write_leaderboard
 from vlmamba_eval.run import evaluate
-from vlmamba_eval.types import UsageError
+from vlmamba_eval.types import StoreError, UsageError
 
 
 def scores(model: str = "ours", task: str = "pope", marks: tuple[str, ...] = (), **more: object) -> RunScores:
@@ -173,3 +174,11 @@ def test_a_published_number_of_another_split_says_so_in_its_cell() -> None:
     vqa = scores(task="vqav2", title="VQAv2", split="val2014", headline="accuracy")
     vqa.values["scores"][0].update(metric="accuracy", split="val2014")
     assert board([vqa], choose(["llava-1.5-7b"])).rows[1][3] == ("78.5† (test-dev2015)",)
+
+
+def test_a_mark_that_nobody_can_explain_is_not_dropped(tmp_path: Path) -> None:
+    values = scores(marks=("ODD",)).values
+    rows = [score | {"plain": False} for score in values["scores"]]
+    (tmp_path / "scores.json").write_text(json.dumps({**values, "format": 1, "judge": None, "scores": rows}))
+    with pytest.raises(StoreError, match=r"scores\.json: what the mark 'ODD' means is not known"):
+        load_runs([tmp_path], tmp_path)

@@ -14,7 +14,8 @@ from typing import Any
 
 from vlmamba_eval.baselines import Published
 from vlmamba_eval.report import text
-from vlmamba_eval.store import read_scores, write_atomic
+from vlmamba_eval.store import REPEAT, SCORES, read_scores, write_atomic
+from vlmamba_eval.types import StoreError
 
 MEANING = {
     "SAMPLES": "the bundled samples, scenes drawn by this project: not comparable with any published number",
@@ -49,7 +50,7 @@ class RunScores:
 
 
 def load_runs(folders: Iterable[Path], relative_to: Path) -> list[RunScores]:
-    """The scores of run folders, in the order of tasks, then models."""
+    """The scores of run folders, in the order of tasks, then models. Raises `StoreError` for a damaged file."""
     from tasks.registry import all_tasks
 
     order = {name: i for i, name in enumerate(all_tasks())}
@@ -58,7 +59,10 @@ def load_runs(folders: Iterable[Path], relative_to: Path) -> list[RunScores]:
         resolved = folder.resolve()
         base = relative_to.resolve()
         source = resolved.relative_to(base).as_posix() if resolved.is_relative_to(base) else folder.as_posix()
-        runs.append(RunScores(source, read_scores(folder)))
+        scores = read_scores(folder)
+        if unknown := set(scores["marks"]) - set(MEANING):
+            raise StoreError(f"{folder / SCORES}: what the mark {min(unknown)!r} means is not known; {REPEAT}.")
+        runs.append(RunScores(source, scores))
     return sorted(runs, key=lambda run: (order.get(run.values["task"], 99), run.task, run.values["model"], run.source))
 
 
@@ -149,7 +153,7 @@ def shown(score: Mapping[str, Any] | None) -> str:
         return "-"
     if score.get("plain"):
         return f"{score['value']:,.0f}"
-    if score["ci_low"] is None:
+    if score["ci_low"] is None or score["ci_high"] is None:
         return number(score["value"])
     return f"{number(score['value'])} [{number(score['ci_low'])}, {number(score['ci_high'])}]"
 
