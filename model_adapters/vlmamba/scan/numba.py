@@ -14,6 +14,7 @@ The kernels run on PyTorch's threads, whose OpenMP they share on Linux: two pool
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -32,6 +33,14 @@ config.THREADING_LAYER = "omp"  # pyright: ignore[reportAttributeAccessIssue]
 
 # A product and a sum may become one instruction. Nothing else is relaxed: sums keep their order, NaN stays NaN.
 _OPTIONS: dict[str, Any] = {"fastmath": {"contract"}, "error_model": "numpy"}
+
+
+def _kernel(function: Callable[..., Any]) -> Any:
+    """A function whose `prange` runs on all threads, compiled once for this machine."""
+    try:
+        return njit(parallel=True, cache=True, **_OPTIONS)(function)
+    except RuntimeError:  # no folder for the cache can be written: it is compiled anew in each process
+        return njit(parallel=True, **_OPTIONS)(function)
 
 
 # =============================================================================
@@ -225,7 +234,7 @@ def _clear(target):
         target[j] = _ZERO
 
 
-@njit(parallel=True, cache=True, **_OPTIONS)
+@_kernel
 def _scan(
     x, x_l, dt, dt_l, B, B_l, C, C_l, z, z_l, gated, A, D, bias, states, rows, firsts, lasts, ends, y, new, block
 ):  # fmt: skip
@@ -282,7 +291,7 @@ def _scan_block(
         _copy(h[k], new[k, left:right])
 
 
-@njit(parallel=True, cache=True, **_OPTIONS)
+@_kernel
 def _conv(x, x_l, taps, bias, tails, rows, firsts, lasts, ends, y, new, block):
     d = y.shape[1]
     blocks = -(-d // block)

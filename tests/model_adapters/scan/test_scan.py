@@ -354,6 +354,15 @@ def test_numba_leaves_the_number_of_threads_alone():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.skipif(INTERPRETED, reason="eager")
+def test_a_kernel_that_cannot_be_kept_is_compiled_all_the_same():
+    from model_adapters.vlmamba.scan import numba
+
+    found: dict[str, Any] = {}
+    exec("def double(x):\n    return 2 * x", found)  # code without a file has no place for its cache
+    assert numba._kernel(found["double"])(21) == 42
+
+
 # =============================================================================
 # Gradients
 # =============================================================================
