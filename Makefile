@@ -16,6 +16,10 @@ $(VENV)/.tested: $(VENV)/.installed
 	$(BIN)/pip install --quiet --editable ".[test]"
 	touch $@
 
+$(VENV)/.trains: $(VENV)/.installed
+	$(BIN)/pip install --quiet --editable ".[train]"
+	touch $@
+
 demo: $(VENV)/.installed
 	$(BIN)/vlmamba-eval --model vlmamba-tiny --tasks gqa,pope,mme --data samples --out demo
 
@@ -32,6 +36,10 @@ test-slow: $(VENV)/.tested
 
 test-gpu: $(VENV)/.tested
 	$(BIN)/python -m pytest -m gpu
+
+# Nine minutes on an H100, days on two CPU cores. Stopped at any point, the same command goes on.
+train-tiny: $(VENV)/.trains
+	$(BIN)/vlmamba-train tiny --out runs/tiny
 
 samples: $(VENV)/.installed
 	$(BIN)/python -m tasks.samples

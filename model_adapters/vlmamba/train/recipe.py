@@ -65,7 +65,7 @@ class Stage:
     patch_classes: dict[str, int] = field(default_factory=dict)  # auxiliary heads on the encoder: name -> classes
     patch_weight: float = 0.0  # of their loss, beside the answers' loss
     seed: int = 0
-    workers: int = 4  # processes that prepare data
+    workers: int = 4  # processes that prepare data, at most one for each CPU
     save_every: int = 500  # steps between checkpoints that a killed run resumes from
     log_every: int = 10
 
@@ -75,7 +75,8 @@ class Recipe:
     """A whole recipe.
 
     `start`: `checkpoint` goes on with one that the command names; `parts` takes its encoder and language model and
-    draws a fresh connector from `seed`; `random` draws all parameters.
+    draws a fresh connector from `seed`; `random` draws all parameters. `save_dtype` is that of the last stage's
+    checkpoint; the others stay in float32, since the next stage's master weights come from them.
     """
 
     name: str

@@ -50,6 +50,7 @@ def run_recipe(
         if only and stage.name not in only:
             continue
         if (folder / "config.json").is_file():
+            shutil.rmtree(folder / "training", ignore_errors=True)  # of a run that was killed just before its end
             say(f"stage {stage.name} is complete: {folder}")
             continue
         before = out / recipe.stages[place - 1].name if place else None
@@ -117,7 +118,8 @@ def _finish(recipe: Recipe, stage: Stage, folder: Path, model: VLMamba, tokenize
     """Write the stage's checkpoint, from one process; what only a resumption needs is deleted."""
     several = torch.distributed.is_available() and torch.distributed.is_initialized()
     if not several or torch.distributed.get_rank() == 0:
-        config, dtype = trained_config(recipe, stage, model.config), getattr(torch, recipe.save_dtype)
+        config = trained_config(recipe, stage, model.config)
+        dtype = getattr(torch, recipe.save_dtype) if stage is recipe.stages[-1] else torch.float32
         save_model(folder, model, config, tokenizer, dtype)
         shutil.rmtree(folder / "training", ignore_errors=True)
     if several:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,8 @@ from model_adapters.vlmamba import checkpoint
 from model_adapters.vlmamba.config import ModelConfig, TemplateConfig
 from model_adapters.vlmamba.language_model import keeps_float32
 from model_adapters.vlmamba.model import VLMamba
-from vlmamba_eval.types import DataError, UsageError
+from model_adapters.vlmamba.scan import choose_backend, mamba_ssm
+from vlmamba_eval.types import DataError, EvalError, UsageError
 
 from .data import Collator, Conversations, StreamRows, open_rows
 from .recipe import PARTS, Stage
@@ -76,7 +78,8 @@ class TrainedModel(nn.Module):
             embeds = flat.index_copy(0, image_at, images.flatten(0, 1).to(flat.dtype)).view_as(embeds)
         x, _ = self.model.language_model(embeds)  # [b, l, d_model]
         logits = self.model.language_model.logits(x.flatten(0, 1)[predict_at])  # [n, v]
-        loss = F.cross_entropy(logits, labels)
+        # The mean over the answers' tokens; 0 where a micro-batch has none (data.tokenise).
+        loss = F.cross_entropy(logits, labels, reduction="sum") / max(1, len(labels))
         if not self.heads or patch_labels is None:
             return {"loss": loss, "answers": loss.detach()}
         patches = sum(
@@ -92,15 +95,24 @@ class StageTrainer(Trainer):
     _answers: Tensor | float = 0.0
     _batches = 0
     _tokens = 0
+    _predicted = 0  # tokens of answers since the start of this process
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
         outputs = model(**inputs)
         self._answers, self._batches = self._answers + outputs["answers"], self._batches + 1
         self._tokens += inputs["ids"].numel()
+        self._predicted += len(inputs["labels"])
         return outputs["loss"]
 
     def log(self, logs: dict[str, float], *arguments: Any, **options: Any) -> None:
         if "loss" in logs and self._batches:
+            if not self._predicted:
+                raise DataError(f"until step {self.state.global_step} no answer began within max_length: raise it")
+            if not math.isfinite(logs["loss"]):
+                raise EvalError(
+                    f"the loss is {logs['loss']} at step {self.state.global_step}: lower learning_rate, or take "
+                    f"float32, with --set and another --out. The checkpoints so far lie in {self.args.output_dir}."
+                )
             logs["answers"] = float(self._answers) / self._batches
             logs["tokens"] = self._tokens * self.args.gradient_accumulation_steps / self._batches
             self._answers, self._batches, self._tokens = 0.0, 0, 0
@@ -121,11 +133,14 @@ class StageTrainer(Trainer):
 
 
 class _Log(TrainerCallback):
-    """One line of JSON for each logged step, kept over a resumption up to the step that is resumed from."""
+    """One line of JSON for each logged step, kept over a resumption up to the step that is resumed from.
 
-    def __init__(self, path: Path, say: Callable[[str], None]):
-        self.path, self.say = path, say
-        self.began, self.first = time.monotonic(), 0
+    `seconds` count on from the last line that is kept; `scan` is the backend that trained.
+    """
+
+    def __init__(self, path: Path, scan: str, say: Callable[[str], None]):
+        self.path, self.scan, self.say = path, scan, say
+        self.began, self.first, self.before = time.monotonic(), 0, 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.began, self.first = time.monotonic(), state.global_step
@@ -134,6 +149,7 @@ class _Log(TrainerCallback):
         old = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
         kept = [line for line in old if line.endswith("}") and json.loads(line)["step"] <= state.global_step]
         self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        self.before = float(json.loads(kept[-1])["seconds"]) if kept else 0.0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step >= state.max_steps:
@@ -145,7 +161,8 @@ class _Log(TrainerCallback):
         line = {"step": state.global_step, "loss": round(float(logs["loss"]), 5), "answers": round(logs["answers"], 5)}
         line |= {"grad_norm": round(float(logs["grad_norm"]), 4), "learning_rate": float(logs["learning_rate"])}
         # A step's tokens on one device, image and padding counted in.
-        line |= {"tokens": round(logs["tokens"]), "seconds": round(time.monotonic() - self.began, 2)}
+        seconds = self.before + time.monotonic() - self.began
+        line |= {"tokens": round(logs["tokens"]), "seconds": round(seconds, 2), "scan": self.scan}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         rate = (state.global_step - self.first) / max(1e-9, time.monotonic() - self.began)
@@ -177,6 +194,11 @@ def train_stage(
             f"stage {stage.name}: batch_size {stage.batch_size} is no multiple of micro_batch_size "
             f"{stage.micro_batch_size} on {world} devices: change one of them with --set"
         )
+    if len(examples) < stage.micro_batch_size * world:
+        raise DataError(
+            f"stage {stage.name}: {len(examples)} examples do not fill one micro-batch of {stage.micro_batch_size} on "
+            f"each of {world} devices: name more data, or lower micro_batch_size with --set"
+        )
     arguments.gradient_accumulation_steps = stage.batch_size // (stage.micro_batch_size * world)
     steps = stage.steps or math.ceil(stage.epochs * len(examples) / stage.batch_size)
     arguments.warmup_steps = math.ceil(stage.warmup_ratio * steps)
@@ -184,23 +206,65 @@ def train_stage(
     trained = TrainedModel(model, stage)
     learning = sum(p.numel() for p in trained.parameters() if p.requires_grad)
     say(f"stage {stage.name}: {len(examples)} examples, {steps} steps of {stage.batch_size}, {learning:,} parameters")
+    scan = choose_backend(arguments.device, requires_grad=True)
+    say(f"device {arguments.device}, scan {scan}{_instead_of_mamba_ssm(arguments.device, scan)}")
     folder.mkdir(parents=True, exist_ok=True)
+    last = last_complete(folder / "training")
+    if last:
+        _check_begun(folder / "training", stage)
+        say(f"resuming from {last}")
+    elif arguments.process_index == 0:
+        _note_begun(folder / "training", stage)
     trainer = StageTrainer(
         model=trained,
         args=arguments,
         train_dataset=examples,
         data_collator=Collator(config.tokenizer.pad_token_id),
-        callbacks=[_Log(folder / "log.jsonl", say)],
+        callbacks=[_Log(folder / "log.jsonl", scan, say)],
     )
     trainer.remove_callback(PrinterCallback)
-    last = last_complete(folder / "training")
-    if last:
-        say(f"resuming from {last}")
     try:
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     except DataError as error:
         # From a worker process the error comes with its traceback, the message in the last line.
         raise DataError(str(error).strip().rsplit("DataError: ", 1)[-1]) from None
+    if trainer.state.global_step < steps:
+        raise EvalError(f"stage {stage.name}: training ended at step {trainer.state.global_step} of {steps}")
+
+
+def _instead_of_mamba_ssm(device: torch.device, scan: str) -> str:
+    """Why the authors' kernel does not train on a GPU, where it does not."""
+    return "" if device.type != "cuda" or scan == "mamba_ssm" else f" ({mamba_ssm.why_not()})"
+
+
+# What may be changed between a run and its resumption: it decides time and memory, not what is learnt.
+_MAY_CHANGE = ("micro_batch_size", "workers", "save_every", "log_every", "gradient_checkpointing")
+
+
+def _settings(stage: Stage) -> dict[str, Any]:
+    data = json.loads(json.dumps(asdict(stage)))
+    return {name: value for name, value in data.items() if name not in _MAY_CHANGE}
+
+
+def _note_begun(folder: Path, stage: Stage) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "stage.json").write_text(json.dumps(_settings(stage), indent=2) + "\n", encoding="utf-8")
+
+
+def _check_begun(folder: Path, stage: Stage) -> None:
+    """A resumed run goes on with its optimizer and schedule: with other settings it would be neither run."""
+    path = folder / "stage.json"
+    begun = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    changed = [
+        f"{name} {begun[name]!r} (now {value!r})"
+        for name, value in _settings(stage).items()
+        if begun.get(name, value) != value
+    ]
+    if changed:
+        raise UsageError(
+            f"{folder} was begun with {', '.join(changed)}. Go on with the settings that it was begun with, or name "
+            f"another --out."
+        )
 
 
 def last_complete(folder: Path) -> Path | None:
@@ -216,6 +280,7 @@ def last_complete(folder: Path) -> Path | None:
 
 def _arguments(stage: Stage, folder: Path, device: str) -> TrainingArguments:
     on_gpu = device != "cpu" and torch.cuda.is_available()
+    workers = min(stage.workers, os.cpu_count() or 1)
     return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=stage.micro_batch_size,
@@ -241,9 +306,9 @@ def _arguments(stage: Stage, folder: Path, device: str) -> TrainingArguments:
         disable_tqdm=True,
         dataloader_drop_last=True,
         dataloader_pin_memory=on_gpu,
-        dataloader_num_workers=stage.workers,
-        dataloader_persistent_workers=stage.workers > 0,
-        dataloader_prefetch_factor=8 if stage.workers else None,
+        dataloader_num_workers=workers,
+        dataloader_persistent_workers=workers > 0,
+        dataloader_prefetch_factor=8 if workers else None,
     )
 
 

@@ -19,13 +19,15 @@ from safetensors.torch import load_file
 
 from model_adapters.vlmamba import checkpoint
 from model_adapters.vlmamba.adapter import VLMambaAdapter
-from model_adapters.vlmamba.train import curve, timing
+from model_adapters.vlmamba.model import random_model
+from model_adapters.vlmamba.scan import mamba_ssm
+from model_adapters.vlmamba.train import curve, timing, trainer
 from model_adapters.vlmamba.train.data import turns_of
 from model_adapters.vlmamba.train.recipe import load_recipe
-from model_adapters.vlmamba.train.run import run_recipe
-from model_adapters.vlmamba.train.trainer import last_complete
+from model_adapters.vlmamba.train.run import _begin, run_recipe
+from model_adapters.vlmamba.train.trainer import last_complete, train_stage
 from tasks.samples.training import example
-from vlmamba_eval.types import DataError, ImageQuestions, Question, UsageError
+from vlmamba_eval.types import DataError, EvalError, ImageQuestions, Question, UsageError
 
 from .conftest import write_recipe
 
@@ -179,10 +181,100 @@ def test_the_curve_is_drawn_from_the_logs(tmp_path: Path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_bad_row_stops_the_run_with_its_file_and_number(tmp_path: Path, data: Path, workers: int):
-    (data / "images/blue.png").unlink()
+    (data / "images/blue.png").write_bytes(b"no picture")
     recipe = load_recipe(str(write_recipe(tmp_path, [{"name": "one", **ALL, "workers": workers}])))
     with pytest.raises(DataError, match=r"^\S*talk\.json, row \d+: expected an image at .*blue\.png, found"):
         run_recipe(recipe, tmp_path / "out", data=data, device="cpu")
+
+
+def test_the_log_names_the_backend_that_trained(tmp_path: Path, data: Path):
+    said: list[str] = []
+    recipe = load_recipe(str(write_recipe(tmp_path, [{"name": "one", **ALL, "steps": 1}])))
+    folder = run_recipe(recipe, tmp_path / "out", data=data, device="cpu", say=said.append)
+    assert "device cpu, scan autograd" in said
+    assert json.loads((folder / "log.jsonl").read_text())["scan"] == "autograd"
+
+
+def test_on_a_gpu_the_log_says_why_the_authors_kernel_does_not_train(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(mamba_ssm, "why_not", lambda: "mamba-ssm is not installed")
+    assert trainer._instead_of_mamba_ssm(torch.device("cuda"), "autograd") == " (mamba-ssm is not installed)"
+    assert trainer._instead_of_mamba_ssm(torch.device("cuda"), "mamba_ssm") == ""
+
+
+def test_master_weights_stay_float32_between_stages(tmp_path: Path, data: Path):
+    """`save_dtype` rounds the last checkpoint alone; before that, what does not learn keeps all of its bits."""
+    stages = [{"name": "0", **ALL, "steps": 1}, {"name": "1", "train": ["connector"], "steps": 1, "precision": "bf16"}]
+    stages.append({"name": "2", "train": ["connector", "language_model"], "steps": 1})
+    out = tmp_path / "out"
+    run_recipe(load_recipe(str(write_recipe(tmp_path, stages, save_dtype="bfloat16"))), out, data=data, device="cpu")
+    assert changed(out / "0", out / "1") == {"connector"}
+    before, last = parameters(out / "1"), parameters(out / "2")
+    assert {tensor.dtype for tensor in before.values()} == {torch.float32}
+    assert last["language_model.backbone.embedding.weight"].dtype == torch.bfloat16
+    for name, tensor in last.items():
+        if name.startswith("vision."):
+            assert torch.equal(tensor, before[name].to(tensor.dtype)), name
+
+
+def test_fewer_examples_than_a_micro_batch_are_refused(tmp_path: Path, data: Path):
+    """The Trainer would train nothing and call it complete."""
+    recipe = load_recipe(
+        str(write_recipe(tmp_path, [{"name": "one", **ALL, "batch_size": 32, "micro_batch_size": 32}]))
+    )
+    with pytest.raises(DataError, match="16 examples do not fill one micro-batch of 32"):
+        run_recipe(recipe, tmp_path / "out", data=data, device="cpu")
+    assert not (tmp_path / "out/one/config.json").exists()
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, data: Path):
+    stage = {"name": "one", **ALL, "learning_rate": 1e30, "max_grad_norm": 0, "steps": 9}
+    with pytest.raises(EvalError, match=r"the loss is (nan|inf) at step \d: lower learning_rate"):
+        run_recipe(load_recipe(str(write_recipe(tmp_path, [stage]))), tmp_path / "out", data=data, device="cpu")
+    assert not (tmp_path / "out/one/config.json").exists()
+
+
+def test_a_micro_batch_without_an_answer_within_max_length_teaches_nothing(tmp_path: Path, data: Path):
+    """As in LLaVA an overlong question stays in; the loss is 0 there, not 0 / 0. With such rows alone the run ends."""
+    rows = json.loads((data / "talk.json").read_text())
+    long = {"conversations": [{"from": "human", "value": "why " * 600}, {"from": "gpt", "value": "So."}]}
+    (data / "talk.json").write_text(json.dumps([*rows[:12], long, long, long, long]))
+    stage = {"name": "one", **ALL, "max_length": 128, "micro_batch_size": 1, "log_every": 6}
+    folder = run_recipe(load_recipe(str(write_recipe(tmp_path, [stage]))), tmp_path / "out", data=data, device="cpu")
+    assert 0 < json.loads((folder / "log.jsonl").read_text())["loss"] < 10
+    assert all(tensor.isfinite().all() for tensor in parameters(folder).values())
+    (data / "talk.json").write_text(json.dumps([long] * 16))
+    with pytest.raises(DataError, match="until step 6 no answer began within max_length"):
+        run_recipe(load_recipe(str(write_recipe(tmp_path, [stage]))), tmp_path / "none", data=data, device="cpu")
+
+
+def test_a_run_is_resumed_with_the_settings_that_it_was_begun_with(tmp_path: Path, data: Path):
+    """Time and memory may be decided anew; what is learnt may not."""
+
+    def run(*overrides: str, steps: int) -> None:
+        recipe = load_recipe(str(write_recipe(tmp_path, [{"name": "one", **ALL, "steps": 4}])), overrides)
+        (stage,) = recipe.stages
+        model, tokenizer = random_model(recipe.config, 0), begun[1]
+        stop = iter(range(steps))
+
+        def say(line: str) -> None:
+            if line.startswith("step") and next(stop, None) is None:
+                raise KeyboardInterrupt
+
+        train_stage(model, tokenizer, stage, tmp_path / "out/one", data, device="cpu", say=say)
+
+    first = load_recipe(str(write_recipe(tmp_path, [{"name": "one", **ALL, "steps": 4}])))
+    begun = _begin(first, None, data)
+    with pytest.raises(KeyboardInterrupt):
+        run(steps=2)
+    with pytest.raises(
+        UsageError, match=r"was begun with learning_rate 0\.001 \(now 0\.002\), seed 0 \(now 3\)\. Go on"
+    ):
+        run("one.learning_rate=0.002", "one.seed=3", steps=9)
+    run("one.micro_batch_size=4", "one.save_every=1", steps=9)
+    log = [json.loads(line) for line in (tmp_path / "out/one/log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [1, 2, 3, 4]
+    seconds = [line["seconds"] for line in log]
+    assert seconds == sorted(seconds), "they count on"
 
 
 @pytest.mark.slow
