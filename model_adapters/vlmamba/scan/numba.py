@@ -67,8 +67,8 @@ def selective_scan(
     d, n = x.shape[2], A.shape[0]
     layout = _layout(x, lengths, starts)
     b = len(layout[0])
-    y, new = torch.empty(x.shape), _home(out, b, n, d)
-    bias = torch.zeros(d) if dt_bias is None else dt_bias
+    y, new = torch.empty(x.shape, dtype=torch.float32), _home(out, b, n, d)
+    bias = torch.zeros(d, dtype=torch.float32) if dt_bias is None else dt_bias
     _share_threads()
     _scan(
         *_tokens(x), *_tokens(dt), *_tokens(B), *_tokens(C), *_tokens(x if z is None else z), z is not None,
@@ -92,8 +92,8 @@ def causal_conv(
     d, k = weight.shape
     layout = _layout(x, lengths, starts)
     b = len(layout[0])
-    y, new = torch.empty(x.shape), _home(out, b, k - 1, d)
-    bias = torch.zeros(d) if bias is None else bias
+    y, new = torch.empty(x.shape, dtype=torch.float32), _home(out, b, k - 1, d)
+    bias = torch.zeros(d, dtype=torch.float32) if bias is None else bias
     _share_threads()
     _conv(
         *_tokens(x), _array(weight.T), _array(bias), *_start(tail, rows, b, k - 1, d), *layout,
@@ -151,7 +151,7 @@ def _start(state: Tensor | None, rows: Tensor | None, b: int, inner: int, d: int
 def _home(out: Tensor | None, *shape: int) -> Tensor:
     """Where the new states go: `out` itself where the kernels can write to it."""
     fits = out is not None and out.dtype == torch.float32 and out.is_contiguous()
-    return out if out is not None and fits else torch.empty(shape)
+    return out if out is not None and fits else torch.empty(shape, dtype=torch.float32)
 
 
 def _block(b: int, d: int) -> int:
