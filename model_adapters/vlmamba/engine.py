@@ -55,8 +55,13 @@ class Limits:
         return Limits(max(1, self.images // 2), max(1, self.tokens // 2), max(1, self.rows // 2))
 
 
-# On a CPU each micro-batch reads all weights from memory, and beyond a thousand tokens that no longer matters.
-LIMITS = {"cpu": Limits(images=4, tokens=1024, rows=64), "cuda": Limits(images=32, tokens=32768, rows=256)}
+# Packed rows are on a CPU: each micro-batch reads all weights from memory, and beyond a thousand tokens that no longer
+# matters. Padded rows there are the eager scan's, whose temporaries outgrow the caches sooner.
+LIMITS = {
+    "cuda": Limits(images=32, tokens=32768, rows=256),
+    "packed": Limits(images=4, tokens=1024, rows=64),
+    "padded": Limits(images=4, tokens=400, rows=64),
+}
 
 
 @dataclass(slots=True)
@@ -98,7 +103,8 @@ class Engine:
         self.sharing = sharing
         self.device = model.language_model.backbone.embedding.weight.device
         self.packs = takes_packed_rows(choose_backend(self.device))
-        self.limits = limits or LIMITS.get(self.device.type, LIMITS["cpu"])
+        kind = "cuda" if self.device.type == "cuda" else "packed" if self.packs else "padded"
+        self.limits = limits or LIMITS[kind]
         # Rows of the embedding matrix that no token has can't be said.
         self.vocabulary = min(config.language_model.vocab_size, tokenizer.get_vocab_size())
         self.images_encoded = 0

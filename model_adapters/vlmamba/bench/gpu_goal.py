@@ -37,7 +37,7 @@ from vlmamba_eval.types import ImageQuestions
 from ..adapter import VLMambaAdapter, choose
 from ..config import PRESETS, Provenance, TokenizerConfig
 from ..decoder import Decoder
-from ..engine import LIMITS, Engine, Limits
+from ..engine import Engine, Limits
 from ..language_model import LanguageModel
 from ..model import VLMamba, random_model
 from ..scan import causal_conv, selective_scan
@@ -410,7 +410,7 @@ def main() -> None:
     batch = subject.batch(images, given.seed)
     results.add("questions", sum(len(item.questions) for item in batch))
     results.add("images", len(batch))
-    tries = given.limits or [LIMITS[torch.device(subject.device).type]]
+    tries = given.limits or [subject.engine.limits]
     steps: dict[str, Callable[[], None]] = {
         "rates": lambda: rates(subject, results, small),
         "goal": lambda: goal(subject, results, batch, tries, given.fraction),
