@@ -44,11 +44,9 @@ def answering(
     """All contestants over the questions of a profile, in turns; ratios to the first."""
     batch = subject.batch(images, seed)
     entered = contestants(subject, batch, modes, peers, part)
-    for contestant in entered:
-        say(f"warming up: {contestant.name}")
-        contestant.warm_up()
-    say(f"{repeats} turns of {', '.join(contestant.name for contestant in entered)}")
-    times = take_turns({contestant.name: contestant.answer for contestant in entered}, repeats, subject.device)
+    say(f"{repeats} turns of {', '.join(contestant.name for contestant in entered)}, each after a warm-up")
+    runs = {contestant.name: contestant.answer for contestant in entered}
+    times = take_turns(runs, repeats, subject.device, {contestant.name: contestant.warm_up for contestant in entered})
     return _rows(subject, profile, images, batch, entered, times)
 
 

@@ -155,8 +155,8 @@ def notes(rows: Sequence[Row]) -> list[str]:
             f"Ratios are to `{first.mode}`."
         ]
     said.append(
-        "All modes took turns in one process. Times are medians of n repeats; the ratio's spread is that within "
-        "single repeats."
+        "All modes took turns in one process, each after a warm-up. Times are medians of n repeats; the ratio's spread "
+        "is that within single repeats."
     )
     if any(row.measured_questions < row.questions for row in rows):
         said.append(

@@ -11,7 +11,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,13 +45,24 @@ class Ratio:
     most: float
 
 
-def take_turns(runs: dict[str, Callable[[], T]], repeats: int, device: torch.device | str) -> dict[str, Times[T]]:
-    """Time every run `repeats` times, all in each repeat, another one first each time."""
+def take_turns(
+    runs: dict[str, Callable[[], T]],
+    repeats: int,
+    device: torch.device | str,
+    warm_ups: Mapping[str, Callable[[], object]] | None = None,
+) -> dict[str, Times[T]]:
+    """Time every run `repeats` times, all in each repeat, another one first each time.
+
+    A run's warm-up, which is not timed, goes before each of its turns: an evaluation runs for hours, and what another
+    contestant has left in memory and caches is no part of it.
+    """
     names = list(runs)
     times: dict[str, Times[T]] = {name: Times() for name in names}
     for repeat in range(repeats):
         first = repeat % len(names)
         for name in names[first:] + names[:first]:
+            if warm_ups and name in warm_ups:
+                warm_ups[name]()
             seconds, returned = timed(runs[name], device)
             times[name].seconds.append(seconds)
             if repeat == 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,15 @@ def test_contestants_take_turns_and_another_one_is_first_each_time() -> None:
     times = take_turns(runs, 3, "cpu")
     assert "".join(order) == "abcbcacab"
     assert all(len(own.seconds) == 3 for own in times.values())
+
+
+def test_each_turn_comes_after_its_own_warm_up_which_is_not_timed() -> None:
+    order: list[str] = []
+    runs = {name: lambda name=name: order.append(name) for name in "ab"}
+    warm_ups = {"b": lambda: (time.sleep(0.05), order.append("B"))}
+    times = take_turns(runs, 2, "cpu", warm_ups)
+    assert "".join(order) == "aBbBba"
+    assert max(times["b"].seconds) < 0.05
 
 
 def test_peak_memory_sees_what_a_block_takes_and_gives_back() -> None:
