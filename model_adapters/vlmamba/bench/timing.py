@@ -6,6 +6,7 @@ and a ratio is that of medians, with the smallest and the largest ratio within o
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import platform
@@ -115,6 +116,7 @@ def peak_memory(device: torch.device | str) -> Any:
         peak.used = torch.cuda.max_memory_allocated(device) - before
         return
     gc.collect()
+    _give_back_freed_memory()
     measurable = _reset_resident_peak()
     before = _resident("VmRSS")
     yield peak
@@ -129,6 +131,13 @@ def _reset_resident_peak() -> bool:
     except OSError:
         return False
     return True
+
+
+def _give_back_freed_memory() -> None:
+    """Without this, memory that an earlier block freed and the C library keeps would hide what the next one takes."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if platform.system() == "Linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _resident(key: str) -> int | None:

@@ -152,6 +152,12 @@ def test_peak_memory_sees_what_a_block_takes_and_gives_back() -> None:
         torch.ones(16 * 2**20).sum()  # 64 MiB
     if peak.used is not None:  # a sandbox may not let it be measured
         assert 60 * 2**20 < peak.used < 200 * 2**20
+        pieces = [torch.ones(2**16) for _ in range(256)]  # 64 MiB that the C library keeps when it is freed
+        del pieces
+        with peak_memory("cpu") as again:
+            pieces = [torch.ones(2**16) for _ in range(256)]
+        assert again.used is not None
+        assert 60 * 2**20 < again.used < 200 * 2**20
 
 
 def test_the_table_of_a_profile_has_every_mode_and_its_spread(nano: Subject) -> None:
