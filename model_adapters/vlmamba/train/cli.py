@@ -37,9 +37,7 @@ def train(
     Each stage writes a checkpoint folder OUT/STAGE that `vlmamba-eval --model OUT/STAGE` reads. Running the same
     command again goes on where the last run stopped; stages that are complete are not trained again.
     """
-    if "LOCAL_RANK" not in os.environ:
-        # One process drives one GPU; without a launcher the Trainer would split batches over all it can see.
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    use_one_gpu()
     missing = [name for name in ("accelerate", "yaml") if find_spec(name) is None]
     if missing:
         raise UsageError(f"training needs {', '.join(missing)}: pip install 'vlmamba-eval[train]'")
@@ -48,6 +46,15 @@ def train(
 
     say = click.echo if os.environ.get("RANK", "0") == "0" else lambda line: None
     run_recipe(load_recipe(recipe, overrides), out, start=start, data=data, only=only, device=device, say=say)
+
+
+def use_one_gpu() -> None:
+    """Hide all GPUs but the first from a process without a launcher: the Trainer would split batches over them.
+
+    Without effect once CUDA is in use.
+    """
+    if "LOCAL_RANK" not in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import click
 import torch
 from PIL import Image
+from torch import nn
 
 from model_adapters.vlmamba import checkpoint
 from model_adapters.vlmamba.adapter import TINY
@@ -25,6 +27,7 @@ from model_adapters.vlmamba.config import PRESETS
 from model_adapters.vlmamba.model import random_model
 from model_adapters.vlmamba.scan import choose_backend
 
+from .cli import use_one_gpu
 from .recipe import Data, load_recipe
 from .trainer import train_stage
 
@@ -37,6 +40,17 @@ def conversation(seed: str, number: int, words: int = 250) -> dict[str, Any]:
     return {"image": picture, "conversations": [{"from": speaker, "value": value} for speaker, value in turns]}
 
 
+def counted_bytes(model: nn.Module, learning: Sequence[str]) -> dict[str, int]:
+    """What training must keep between two steps, counted from the parameters: all of it is float32.
+
+    A lower bound of the peak: activations, the products' bf16 copies, and buffers come on top.
+    """
+    all_parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    learn = sum(all_parts[name] for name in learning)
+    weights = 4 * sum(all_parts.values())
+    return {"weights": weights, "gradients": 4 * learn, "adam_moments": 8 * learn}
+
+
 @click.command()
 @click.argument("recipe")
 @click.option("--stage", default="instruction", show_default=True)
@@ -45,9 +59,13 @@ def conversation(seed: str, number: int, words: int = 250) -> dict[str, Any]:
 @click.option("--words", default=250, show_default=True, help="Words of a conversation, beside the image's tokens.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the numbers here as JSON.")
 def main(recipe: str, stage: str, steps: int, micro_batch_size: int, words: int, out: Path | None) -> None:
-    """Time some steps of a stage of RECIPE with random weights."""
+    """Time some steps of a stage of RECIPE with random weights, on one GPU."""
+    use_one_gpu()
     loaded = load_recipe(recipe)
-    wanted = next(s for s in loaded.stages if s.name == stage)
+    stages = {known.name: known for known in loaded.stages}
+    if stage not in stages:
+        raise click.UsageError(f"recipe {loaded.name} has no stage {stage}, only {', '.join(stages)}")
+    wanted = stages[stage]
     stream = Data(stream="model_adapters.vlmamba.train.timing:conversation", options={"words": words})
     cuda = torch.cuda.is_available()
     timed = replace(
@@ -76,12 +94,15 @@ def main(recipe: str, stage: str, steps: int, micro_batch_size: int, words: int,
         "torch": torch.__version__,
         "scan_backend": choose_backend(device, requires_grad=True),
         "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters_that_learn": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "micro_batch_size": micro_batch_size,
         "tokens_a_sequence": tokens // micro_batch_size,
         "steps": steps,
         "seconds_a_step": round(seconds, 4),
         "tokens_per_second": round(tokens / seconds),
+        "counted_memory_gib": round(sum(counted_bytes(model, wanted.train).values()) / 2**30, 2),
         "peak_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None,
+        "peak_reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 2) if cuda else None,
         "total_seconds": round(total, 1),
     }
     click.echo(json.dumps(found, indent=2))

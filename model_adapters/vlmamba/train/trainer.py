@@ -188,6 +188,10 @@ def train_stage(
     rows = open_rows(stage, data, patches=config.vision.grid[0] if stage.patch_classes else 0)
     examples = Conversations(rows, config, tokenizer, stage.max_length)
     arguments = _arguments(stage, folder / "training", device)
+    if arguments.n_gpu > 1:
+        raise UsageError(
+            f"one process sees {arguments.n_gpu} GPUs: start one for each with torchrun, or set CUDA_VISIBLE_DEVICES"
+        )
     world = arguments.world_size
     if stage.batch_size % (stage.micro_batch_size * world):
         raise UsageError(
@@ -280,7 +284,8 @@ def last_complete(folder: Path) -> Path | None:
 
 def _arguments(stage: Stage, folder: Path, device: str) -> TrainingArguments:
     on_gpu = device != "cpu" and torch.cuda.is_available()
-    workers = min(stage.workers, os.cpu_count() or 1)
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(stage.workers, cpus)
     return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=stage.micro_batch_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -76,10 +77,26 @@ def test_an_unknown_recipe_lists_those_there_are():
         load_recipe("tinny")
 
 
-def test_every_value_of_a_recipe_has_a_comment_on_its_source():
-    """Each recipe says of its values whether they are published or our choice."""
-    for path in FOLDER.rglob("*.yaml"):
-        text = path.read_text()
-        assert "#" in text.splitlines()[0], f"{path} begins with what it is"
-        if "extends" not in yaml.safe_load(text):
-            assert "our choice" in text.lower(), path
+@pytest.mark.parametrize("name", ALL)
+def test_every_value_of_a_recipe_names_its_source_or_says_that_it_is_our_choice(name: str):
+    """In a comment on its line, or once for all values of a file, or of the one that it extends."""
+    text = (FOLDER / f"{name}.yaml").read_text()
+    assert text.startswith("#"), "it begins with what it is"
+    base = yaml.safe_load(text).get("extends", "")
+    whole = text + ((FOLDER / f"{name}.yaml").parent / base).read_text() if base else text
+    if "very value is our choice" in whole:
+        return
+    values = [line for line in text.splitlines() if re.match(r"\s*(model|save_dtype|\w+): *\S", line.split("#")[0])]
+    for line in (line for line in values if not line.startswith("extends:")):
+        assert re.search(r"# .*(\[LLaVA\]|\[ours\]|paper)", line), line
+
+
+def test_the_ablations_readme_names_a_recipe_for_each_row_of_the_papers_tables():
+    """The presets' own names say what a row is: language model, encoder, connector, scan."""
+    rows = [line.split("`")[1] for line in (FOLDER / "ablations/README.md").read_text().splitlines() if "| `" in line]
+    assert [load_recipe(name).model for name in rows] == [
+        *("vlmamba-1.4b-clip-mlp", "vlmamba-2.8b-pile-clip-mlp", "vlmamba-2.8b-clip-mlp"),  # table 2
+        *("vlmamba-2.8b-clip-mlp", "vlmamba-2.8b-mlp"),  # table 3
+        *("vlmamba-2.8b-mlp", "vlmamba-2.8b-vss-mlp", "vlmamba-2.8b"),  # table 4
+        *("vlmamba-2.8b", "vlmamba-2.8b-csm"),  # table 5
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -19,11 +20,12 @@ from safetensors.torch import load_file
 
 from model_adapters.vlmamba import checkpoint
 from model_adapters.vlmamba.adapter import VLMambaAdapter
-from model_adapters.vlmamba.model import random_model
+from model_adapters.vlmamba.model import empty_model, random_model
 from model_adapters.vlmamba.scan import mamba_ssm
 from model_adapters.vlmamba.train import curve, timing, trainer
+from model_adapters.vlmamba.train.cli import use_one_gpu
 from model_adapters.vlmamba.train.data import turns_of
-from model_adapters.vlmamba.train.recipe import load_recipe
+from model_adapters.vlmamba.train.recipe import FOLDER, load_recipe
 from model_adapters.vlmamba.train.run import _begin, run_recipe
 from model_adapters.vlmamba.train.trainer import last_complete, train_stage
 from tasks.samples.training import example
@@ -163,12 +165,52 @@ def test_a_fresh_connector_is_put_between_known_parts(tmp_path: Path, data: Path
         run_recipe(plain, out / "c", data=data, start=before, device="cpu")
 
 
-def test_the_timing_script_runs(tmp_path: Path):
+def test_the_timing_script_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # the script changes it
     path = write_recipe(tmp_path, [{"name": "one", **ALL}])
     options = ["--stage", "one", "--steps", "2", "--micro-batch-size", "1", "--words", "20"]
     done = CliRunner().invoke(timing.main, [str(path), *options, "--out", str(tmp_path / "found.json")])
     assert done.exit_code == 0, done.output
-    assert json.loads((tmp_path / "found.json").read_text())["tokens_per_second"] > 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["tokens_per_second"] > 0
+    assert found["counted_memory_gib"] == round(16 * found["parameters"] / 2**30, 2), "all parts learn"
+    done = CliRunner().invoke(timing.main, [str(path), "--stage", "two"])
+    assert done.exit_code == 2
+    assert "has no stage two, only one" in done.output
+
+
+def test_the_memory_counted_for_stage_2_is_that_of_the_model_and_stands_in_the_documentation():
+    """At the full shape, on no device: weights, gradients and Adam's two moments in float32."""
+    recipe = load_recipe("vlmamba-2.8b")
+    model = empty_model(recipe.config)
+    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    assert recipe.stages[1].train == ("connector", "language_model")
+    counted = timing.counted_bytes(model, recipe.stages[1].train)
+    learn, frozen = sizes["connector"] + sizes["language_model"], sizes["vision"]
+    assert counted == {"weights": 4 * (learn + frozen), "gradients": 4 * learn, "adam_moments": 8 * learn}
+    text = (Path(__file__).parents[3] / "EVAL.md").read_text()
+    for parameters in (sizes["connector"], sizes["language_model"], learn, frozen):
+        assert f"{parameters:,}" in text
+    for size in (*counted.values(), sum(counted.values())):
+        assert f"{size / 2**30:.2f} GiB" in text
+
+
+def test_the_tables_of_the_documentation_are_those_of_the_study():
+    """Nobody types a number: EVAL.md holds what the script makes of its own CSV."""
+    folder = FOLDER / "ablations"
+    spec = importlib.util.spec_from_file_location("study", folder / "study.py")
+    assert spec is not None
+    assert spec.loader is not None
+    study = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(study)
+    rows = study.read(folder / "tiny.csv")
+    runs = {(row["connector"], row["scan"]): set() for row in rows}
+    for row in rows:
+        runs[row["connector"], row["scan"]].add(row["seed"])
+    assert runs == {
+        (c, s): {"0", "1"} for c, s in (("mlp", ""), ("vss_mlp", "bsm"), ("vss_l2", "bsm"), ("vss_l2", "csm"))
+    }
+    assert study.table(rows) in (Path(__file__).parents[3] / "EVAL.md").read_text()
 
 
 def test_the_curve_is_drawn_from_the_logs(tmp_path: Path):
@@ -214,6 +256,26 @@ def test_master_weights_stay_float32_between_stages(tmp_path: Path, data: Path):
     for name, tensor in last.items():
         if name.startswith("vision."):
             assert torch.equal(tensor, before[name].to(tensor.dtype)), name
+
+
+@pytest.mark.parametrize(("given", "left"), [(None, "0"), ("2,3", "2"), ("", ""), ("GPU-1a,GPU-2b", "GPU-1a")])
+def test_a_process_without_a_launcher_sees_one_gpu(monkeypatch: pytest.MonkeyPatch, given: str | None, left: str):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given or "")
+    if given is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    use_one_gpu()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == left
+
+
+def test_a_process_that_sees_two_gpus_is_told_to_use_a_launcher(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(trainer.TrainingArguments, "n_gpu", 2)
+    with pytest.raises(UsageError, match="one process sees 2 GPUs: start one for each with torchrun"):
+        run_recipe(
+            load_recipe(str(write_recipe(tmp_path, [{"name": "one", **ALL}]))), tmp_path, data=data, device="cpu"
+        )
 
 
 def test_fewer_examples_than_a_micro_batch_are_refused(tmp_path: Path, data: Path):
