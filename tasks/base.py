@@ -132,7 +132,10 @@ class Task(ABC):
         raise UsageError(f"{self.info.name} needs no judge: it is scored by rules.")
 
     def submit(self, samples: Sequence[Sample], answers: Mapping[str, str], folder: Path) -> list[Path]:
-        """Write the file that the benchmark's server wants and read it back; the paths written. Raises `DataError`."""
+        """Write the file that the benchmark's server wants and read it back; the paths written.
+
+        `answers` has one for each sample, by id, and `folder` exists. Raises `DataError`.
+        """
         raise DataError(f"{self.info.name} has no submission file: it is scored locally.")
 
 
@@ -159,12 +162,13 @@ def lettered(choices: Sequence[str]) -> str:
     return "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
 
 
-def all_answers(samples: Sequence[Sample], answers: Mapping[str, str]) -> list[str]:
-    """The answers in the samples' order, for a submission file. Raises `DataError` where one is missing."""
-    missing = [sample.id for sample in samples if sample.id not in answers]
-    if missing:
-        raise DataError(
-            f"{len(missing):,} of {len(samples):,} questions have no answer ({', '.join(missing[:3])}, ...), and a "
-            "server counts them as wrong. Run the same command again to finish the run, then submit."
-        )
-    return [answers[sample.id] for sample in samples]
+def write_submission(path: Path, content: str) -> Path:
+    """Write a submission file and read it back. What UTF-8 can't hold (a lone surrogate) becomes a question mark.
+
+    Raises `DataError`.
+    """
+    encoded = content.encode(errors="replace")
+    path.write_bytes(encoded)
+    if path.read_bytes() != encoded:
+        raise DataError(f"{path} does not read back as it was written. Is the disk full?")
+    return path

@@ -166,7 +166,9 @@ def _java(*arguments: str, lines: list[str]) -> list[str]:
     """One line of output for each line of input."""
     text = "".join(f"{line}\n" for line in lines)
     command = [*JAVA, *arguments]  # all of it ours; the sentences go in as its input
-    done = subprocess.run(command, input=text, capture_output=True, encoding="utf-8", check=False)  # noqa: S603
+    done = subprocess.run(  # noqa: S603
+        command, input=text, capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     *replies, rest = done.stdout.split("\n")
     if done.returncode or len(replies) != len(lines) or rest:
         raise EvalError(

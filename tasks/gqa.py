@@ -24,8 +24,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.base import SHORT_ANSWER, Task, TaskInfo, accuracy_metrics, llava_question
-from vlmamba_eval.types import DataError, Graded, ImageRef, Metric, Sample, Verdict
+from tasks.base import SHORT_ANSWER, Task, TaskInfo, accuracy_metrics, llava_question, write_submission
+from vlmamba_eval.types import Graded, ImageRef, Metric, Sample, Verdict
 
 if TYPE_CHECKING:
     from vlmamba_eval.data import Folder, Hub, Row
@@ -116,12 +116,8 @@ class Gqa(Task):
 
     def submit(self, samples: Sequence[Sample], answers: Mapping[str, str], folder: Path) -> list[Path]:
         """`testdev_balanced_predictions.json`, the input of the official eval.py, which wants every question."""
-        rows = [{"questionId": s.id, "prediction": self.grade(s, answers.get(s.id, "")).parsed} for s in samples]
-        path = folder / "testdev_balanced_predictions.json"
-        path.write_text(json.dumps(rows), encoding="utf-8")
-        if json.loads(path.read_text(encoding="utf-8")) != rows:
-            raise DataError(f"{path} does not read back as it was written. Is the disk full?")
-        return [path]
+        rows = [{"questionId": s.id, "prediction": self.grade(s, answers[s.id]).parsed} for s in samples]
+        return [write_submission(folder / "testdev_balanced_predictions.json", json.dumps(rows))]
 
 
 def _sample(key: str, image: ImageRef, row: Row, gold: dict[str, set[str]]) -> Sample:

@@ -24,7 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.base import LETTER_ANSWER, LETTERS, Task, TaskInfo, all_answers, lettered
+from tasks.base import LETTER_ANSWER, LETTERS, Task, TaskInfo, lettered
 from tasks.options import read_choice, read_choice_vlmevalkit
 from vlmamba_eval.types import DataError, Graded, ImageRef, Metric, Sample, Verdict
 
@@ -99,9 +99,10 @@ class MMBench(Task):
         from tasks.sheet import write_sheet
 
         rows = []
-        for sample, text in zip(samples, all_answers(samples, answers), strict=True):
+        for sample in samples:
             options = [*sample.choices, None, None][: len(OPTIONS)]
-            rows.append((int(sample.id), sample.question, *options, text, sample.target, sample.fields["split"]))
+            said = answers[sample.id]
+            rows.append((int(sample.id), sample.question, *options, said, sample.target, sample.fields["split"]))
         return [write_sheet(folder / f"{self.info.name}.xlsx", SUBMISSION, rows)]
 
 

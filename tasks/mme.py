@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.base import SHORT_ANSWER, Task, TaskInfo, llava_question
+from tasks.base import SHORT_ANSWER, Task, TaskInfo, llava_question, write_submission
 from vlmamba_eval.types import DataError, Graded, ImageRef, Metric, Sample, Verdict
 
 if TYPE_CHECKING:
@@ -141,15 +141,10 @@ class Mme(Task):
         for sample in sorted(samples, key=lambda sample: sample.external_id):  # a picture's two lines are neighbours
             if sample.target is None:
                 raise DataError(f"{sample.where}: no gold answer here; the official files need MME's release.")
-            answer = answers.get(sample.id, "").translate(str.maketrans("\t\n\r", "   "))
+            answer = answers[sample.id].translate(str.maketrans("\t\n\r", "   "))
             cells = (sample.external_id.split("/")[-1], sample.fields["asked"], str(sample.target), answer)
             lines[sample.groups[0]].append("\t".join(cells))
-        for category, content in lines.items():
-            path = folder / f"{category}.txt"
-            path.write_text("\n".join(content) + "\n", encoding="utf-8")
-            if path.read_text(encoding="utf-8").split("\n")[:-1] != content:
-                raise DataError(f"{path} does not read back as it was written. Is the disk full?")
-        return [folder / f"{category}.txt" for category in lines]
+        return [write_submission(folder / f"{name}.txt", "\n".join([*content, ""])) for name, content in lines.items()]
 
 
 def _category(data: Folder, release: Path, category: str) -> Iterator[Sample]:

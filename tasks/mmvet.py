@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.base import Task, TaskInfo, all_answers
-from vlmamba_eval.types import DataError, Metric, Sample, UsageError, Verdict
+from tasks.base import Task, TaskInfo, write_submission
+from vlmamba_eval.types import Metric, Sample, UsageError, Verdict
 
 if TYPE_CHECKING:
     from vlmamba_eval.data import Folder
@@ -99,14 +99,8 @@ class MMVet(Task):
 
     def submit(self, samples: Sequence[Sample], answers: Mapping[str, str], folder: Path) -> list[Path]:
         """The JSON object that the authors' evaluator reads: {"v1_0": "..."}."""
-        path = folder / "mmvet.json"
-        texts = all_answers(samples, answers)
-        content = {sample.id: text for sample, text in zip(samples, texts, strict=True)}
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        if json.loads(path.read_text(encoding="utf-8")) != content:
-            raise DataError(f"{path} does not hold what was written. Is the disk full?")
-        return [path]
+        content = {sample.id: answers[sample.id] for sample in samples}
+        return [write_submission(folder / "mmvet.json", json.dumps(content, indent=2) + "\n")]
 
 
 TASKS = (MMVet(),)

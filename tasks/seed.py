@@ -26,8 +26,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.base import LETTER_ANSWER, LETTERS, Task, TaskInfo, all_answers, lettered
-from vlmamba_eval.types import DataError, Generation, ImageRef, Metric, Sample, Verdict
+from tasks.base import LETTER_ANSWER, LETTERS, Task, TaskInfo, lettered, write_submission
+from vlmamba_eval.types import Generation, ImageRef, Metric, Sample, Verdict
 
 if TYPE_CHECKING:
     from vlmamba_eval.data import Folder, Hub, Row
@@ -113,14 +113,8 @@ class Seed(Task):
 
     def submit(self, samples: Sequence[Sample], answers: Mapping[str, str], folder: Path) -> list[Path]:
         """The leaderboard's JSON lines, in the order of the questions, with the answers as they are."""
-        path = folder / f"{self.info.name}.jsonl"
-        texts = all_answers(samples, answers)
-        rows = [{"question_id": s.id, "prediction": text} for s, text in zip(samples, texts, strict=True)]
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        if [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] != rows:
-            raise DataError(f"{path} does not hold what was written. Is the disk full?")
-        return [path]
+        rows = ({"question_id": sample.id, "prediction": answers[sample.id]} for sample in samples)
+        return [write_submission(folder / f"{self.info.name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))]
 
 
 def _sample(row: Row, image: ImageRef) -> Sample:

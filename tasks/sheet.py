@@ -10,8 +10,8 @@ from vlmamba_eval.types import DataError, UsageError
 
 Row = Sequence[int | str | None]
 MAX_CELL = 32_767  # characters; Excel's limit
-# What XML can't hold, and what Excel reads as an escaped character (_x000D_).
-ILLEGAL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]|_x[0-9a-fA-F]{4}_")
+# What XML or UTF-8 can't hold, and what Excel reads as an escaped character (_x000D_).
+ILLEGAL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]|_x[0-9a-fA-F]{4}_")
 
 
 def write_sheet(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> Path:
@@ -26,7 +26,6 @@ def write_sheet(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> Path
     except ImportError:
         raise UsageError("Excel sheets need openpyxl: pip install 'vlmamba-eval[xlsx]'.") from None
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     book = openpyxl.Workbook(write_only=True)
     sheet = book.create_sheet("Sheet1")
     expected = [list(columns), *([_storable(value) for value in row] for row in rows)]

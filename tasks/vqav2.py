@@ -25,7 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.base import SHORT_ANSWER, TaskInfo, llava_question
+from tasks.base import SHORT_ANSWER, TaskInfo, llava_question, write_submission
 from tasks.vqa_accuracy import LEAVE_ONE_OUT, SoftAccuracyTask, evalai, one_line, ten_answers, vqa
 from vlmamba_eval.types import DataError, Graded, ImageRef, Metric, Sample, Verdict
 
@@ -146,11 +146,7 @@ class VqaV2TestDev(VqaV2):
                 f"{len(numbers):,}, and {len(unknown):,} of test-dev missing. Fetch the questions of test2015 again."
             )
         rows = [{"question_id": number, "answer": evalai(answers.get(str(number), ""))} for number in numbers]
-        path = folder / "vqav2_test2015_results.json"
-        path.write_text(json.dumps(rows), encoding="utf-8")
-        if json.loads(path.read_text(encoding="utf-8")) != rows:
-            raise DataError(f"{path} does not read back as it was written. Is the disk full?")
-        return [path]
+        return [write_submission(folder / "vqav2_test2015_results.json", json.dumps(rows))]
 
 
 def _official_accuracy(text: str, answers: Sequence[str]) -> float:

@@ -28,6 +28,7 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 MAX_PIXELS = 64_000_000
 MAX_SIDE = 10_000
 MAX_IMAGE_BYTES = 64 * 2**20
+PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip; Excel sheets are such files too"}
 
 
 # =============================================================================
@@ -58,7 +59,9 @@ class Row:
         try:
             return self.values[name]
         except KeyError:
-            self.fail(f"field {name!r} is missing; the row has {', '.join(map(repr, self.values)) or 'no fields'}.")
+            there = [repr(field) for field in self.values]
+            named = ", ".join(there[:8]) + (f" and {len(there) - 8:,} more" if len(there) > 8 else "")
+            self.fail(f"field {name!r} is missing; the row has {named or 'no fields'}.")
 
     def text(self, name: str, default: str | None = None) -> str:
         """A string field; `default`, where given, stands for an absent or null one."""
@@ -142,18 +145,17 @@ def _shorten(value: Any) -> str:
 class Folder:
     """A data folder as one benchmark sees it: files are looked for in the benchmark's sub-folders, then in the root."""
 
-    def __init__(self, root: Path, folders: Sequence[str] = (), *, samples: bool = False) -> None:
+    def __init__(self, root: Path, folders: Sequence[str] = ()) -> None:
         self.root = root
-        self.samples = samples
-        self._roots = [root / name for name in folders if (root / name).is_dir()] + [root]
+        self._roots = [root / name for name in folders] + [root]
 
     def find(self, *candidates: str, what: str) -> Path:
         """The first of the candidate paths that exists. `what` says in words what is looked for, for the error."""
         found = self.find_optional(*candidates)
         if found is None:
-            looked = "\n  ".join(str(root / name) for root in self._roots for name in candidates)
+            folders = "\n  ".join(f"{root}{'' if root.is_dir() else ' (no such folder)'}" for root in self._roots)
             raise DataError(
-                f"{what} not found. Looked for:\n  {looked}\n"
+                f"{what} not found. Looked for {' or '.join(candidates)} in:\n  {folders}\n"
                 "Put it there, or give another folder with --data; "
                 "`vlmamba-eval prepare` lists every file that a benchmark needs and where it comes from."
             )
@@ -176,8 +178,8 @@ class Folder:
             return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
         except json.JSONDecodeError as error:
             raise DataError(
-                f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno}). "
-                "The file may be cut off: fetch it again and compare its size."
+                f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno}); it begins with "
+                f"{text[:40]!r}. The file may be cut off or be something else: fetch it again and compare its size."
             ) from None
         except (_BadJSON, RecursionError) as error:
             raise DataError(f"{path}: not valid JSON ({error}).") from None
@@ -284,6 +286,9 @@ def read_text(path: Path) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        packed = next((kind for magic, kind in PACKED.items() if raw.startswith(magic)), "")
+        if packed:
+            raise DataError(f"{path} is compressed ({packed}). Unpack it and give what was inside.") from None
         line = raw.count(b"\n", 0, error.start) + 1
         raise DataError(
             f"{path}:{line}: not UTF-8 (byte {error.start}: {raw[error.start]:#04x}). Save the file as UTF-8."
@@ -304,6 +309,8 @@ def read_jsonl(path: Path) -> Iterator[Row]:
                 ) from None
             except (_BadJSON, RecursionError) as error:
                 raise DataError(f"{where}: not a valid JSON line ({error}).") from None
+            if not isinstance(value, dict):
+                raise DataError(f"{where}: expected one JSON object a line, found {_shorten(value)}.")
             yield Row(value, where)
 
 
@@ -335,10 +342,7 @@ class Hub:
     `revisions` maps each data set that was read to the commit that its name resolved to, for the manifest.
     """
 
-    samples = False
-
-    def __init__(self, revision: str | None = None) -> None:
-        self.revision = revision
+    def __init__(self) -> None:
         self.revisions: dict[str, str] = {}
 
     def rows(self, dataset: str, split: str, *, config: str | None = None, image: str | None = None) -> Iterator[Row]:
@@ -376,9 +380,9 @@ class Hub:
             import huggingface_hub
 
             try:
-                commit = huggingface_hub.HfApi().dataset_info(dataset, revision=self.revision, token=False).sha
+                commit = huggingface_hub.HfApi().dataset_info(dataset, token=False).sha
             except Exception as error:  # noqa: BLE001 - network and hub errors of many types
-                commit = self.revision or _fetched_before(dataset)
+                commit = _fetched_before(dataset)
                 if commit is None:
                     raise DataError(
                         f"{dataset} cannot be found on the hub: {error}\n"

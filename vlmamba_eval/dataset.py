@@ -63,13 +63,13 @@ def load_dataset(
     else:
         root = samples_folder() if where == "samples" else Path(where)
         bundled = root.resolve() == samples_folder().resolve()  # whatever they are called, they are no benchmark
-        if not root.is_dir():
-            raise UsageError(f"--data {where}: no such folder. Give a folder, `hub`, or `samples`.")
+        if not where or not root.is_dir():
+            raise UsageError(f"--data {where or repr(where)}: no such folder. Give a folder, `hub`, or `samples`.")
         if bundled and not has_samples(task):
             raise UsageError(
                 f"No samples of {info.name} are bundled; `vlmamba-eval list tasks` says of which there are."
             )
-        samples = task.load(Folder(root, info.folders, samples=bundled))
+        samples = task.load(Folder(root, info.folders))
         if bundled:
             marks.append(SAMPLES)
     if not samples:
@@ -106,7 +106,7 @@ def samples_folder() -> Path:
 def has_samples(task: Task) -> bool:
     """Whether samples of this task are bundled."""
     try:
-        return bool(task.load(Folder(samples_folder(), task.info.folders, samples=True)))
+        return bool(task.load(Folder(samples_folder(), task.info.folders)))
     except DataError:
         return False
 
@@ -210,7 +210,7 @@ def read_answer_file(dataset: Dataset, path: Path) -> dict[str, Answer]:
     n = 0
     for row in read_jsonl(path):
         n += 1
-        key = row.identifier("question_id" if "question_id" in row else "id")
+        key = row.identifier("id" if "id" in row and "question_id" not in row else "question_id")
         text = row.text("text")
         prompt = row.text("prompt", "")
         candidates = by_key.get(key)

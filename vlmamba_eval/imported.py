@@ -18,7 +18,7 @@ def score_answers(dataset: Dataset, answers_file: Path, out: Path, name: str | N
     Without a name the run takes the file's `model_id`, else the file's own name. Raises `DataError`.
     """
     if not answers_file.is_file():
-        raise DataError(f"{answers_file}: no such file. Expected JSON lines with `question_id` and `text`.")
+        raise DataError(f"{answers_file} is no file. Expected JSON lines with `question_id` and `text`.")
     answers = read_answer_file(dataset, answers_file)
     model = name or _model_id(answers_file) or answers_file.stem
     info = dataset.task.info

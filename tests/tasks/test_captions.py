@@ -254,7 +254,7 @@ def test_the_hubs_rows_load(hub: Callable[..., Hub], task: Captions, split: str,
 
 
 def test_the_bundled_samples_load_and_their_pictures_open(samples_folder: Path) -> None:
-    samples = COCO.load(Folder(samples_folder, COCO.info.folders, samples=True))
+    samples = COCO.load(Folder(samples_folder, COCO.info.folders))
     assert {len(s.target or ()) for s in samples} == {5}
     assert all(s.image and s.image.read().startswith(b"\xff\xd8") for s in samples)
 

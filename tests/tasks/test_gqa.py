@@ -185,7 +185,7 @@ def test_without_any_file_the_error_says_where_it_looked(tmp_path: Path) -> None
 
 def test_the_predictions_file_holds_every_question(load: Callable[[Any], list[Sample]], tmp_path: Path) -> None:
     samples = load({"201": entry(), "202": entry("red")})
-    (path,) = GQA.submit(samples, {"201": "Yes."}, tmp_path)
+    (path,) = GQA.submit(samples, {"201": "Yes.", "202": ""}, tmp_path)
     assert path.name == "testdev_balanced_predictions.json"
     expected = [{"questionId": "201", "prediction": "yes"}, {"questionId": "202", "prediction": ""}]
     assert json.loads(path.read_text()) == expected

@@ -103,7 +103,7 @@ def test_llavas_question_file_alone_gives_the_same_prompts(put: Put) -> None:
 
 
 def test_the_bundled_samples_load_and_their_pictures_open(samples_folder: Path) -> None:
-    samples = MMVET.load(Folder(samples_folder, MMVET.info.folders, samples=True))
+    samples = MMVET.load(Folder(samples_folder, MMVET.info.folders))
     assert all(s.image and s.image.read().startswith(b"\x89PNG") for s in samples)
     assert any("<AND>" in s.fields["gold"] for s in samples)
 
@@ -130,10 +130,8 @@ def test_bad_files_are_refused(put: Put, entries: Any, message: str) -> None:
 
 def test_the_submission_is_the_authors_json(put: Put, tmp_path: Path) -> None:
     samples = load(put, {"v1_0": entry(), "v1_1": entry()})
-    (path,) = MMVET.submit(samples, {"v1_1": 'two "lines"\nñ', "v1_0": "x = 3"}, tmp_path / "out")
-    assert json.loads(path.read_text(encoding="utf-8")) == {"v1_0": "x = 3", "v1_1": 'two "lines"\nñ'}
-    with pytest.raises(DataError, match="1 of 2 questions have no answer"):
-        MMVET.submit(samples, {"v1_0": "x = 3"}, tmp_path / "out")
+    (path,) = MMVET.submit(samples, {"v1_1": 'two "lines"\nñ', "v1_0": "x = 3\ud800"}, tmp_path)
+    assert json.loads(path.read_text(encoding="utf-8")) == {"v1_0": "x = 3\ud800", "v1_1": 'two "lines"\nñ'}
 
 
 def test_llavas_answer_file_counts_from_zero(put: Put) -> None:

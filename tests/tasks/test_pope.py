@@ -182,7 +182,7 @@ def test_the_hubs_list_has_its_own_name(hub: Callable[..., Any]) -> None:
 
 
 def test_the_bundled_samples_load(samples_folder: Path) -> None:
-    samples = POPE.load(Folder(samples_folder, POPE.info.folders, samples=True))
+    samples = POPE.load(Folder(samples_folder, POPE.info.folders))
     assert {s.target for s in samples} == {"yes", "no"}
     assert all(s.image and s.image.read()[:2] == b"\xff\xd8" for s in samples)
 
@@ -190,7 +190,7 @@ def test_the_bundled_samples_load(samples_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[1, 2]", r"coco_pope_random.json:1: expected an object with named fields"),
+        ("[1, 2]", r"coco_pope_random.json:1: expected one JSON object a line"),
         ('{"question_id": 1', r"coco_pope_random.json:1: not a valid JSON line"),
         (lines([{**row(1), "label": "maybe"}]), r"random.json:1: field 'label' should be one of 'yes', 'no'"),
         (

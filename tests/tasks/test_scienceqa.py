@@ -97,7 +97,7 @@ def test_a_missing_answer_is_wrong_and_stays_in_the_denominator(
 def test_the_order_of_questions_and_answers_changes_nothing(
     samples_folder: Path, score: Callable[..., dict[tuple[str, str], float]]
 ) -> None:
-    samples = SCIENCEQA.load(Folder(samples_folder, ALL.folders, samples=True))
+    samples = SCIENCEQA.load(Folder(samples_folder, ALL.folders))
     texts = {s.id: random.Random(s.id).choice("AB") for s in samples}
     before = score(SCIENCEQA, samples, texts)
     random.Random(1).shuffle(samples)
@@ -190,7 +190,7 @@ def test_only_the_image_list_leaves_out_questions_without_a_picture(tmp_path: Pa
 
 
 def test_the_bundled_samples_load_and_their_pictures_open(samples_folder: Path) -> None:
-    samples = SCIENCEQA.load(Folder(samples_folder, ALL.folders, samples=True))
+    samples = SCIENCEQA.load(Folder(samples_folder, ALL.folders))
     assert {bool(s.image) for s in samples} == {True, False}
     assert all(s.image.read().startswith(b"\x89PNG") for s in samples if s.image)
 

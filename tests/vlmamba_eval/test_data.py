@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import struct
 from pathlib import Path
@@ -101,11 +102,12 @@ def test_a_picture_in_a_row_is_known_by_its_content() -> None:
     ("content", "message"),
     [
         (b'{"a": 1}\n{"a": 2', r"x\.jsonl:2: not a valid JSON line .*cut off"),
-        (b'{"a": 1}\n[1, 2]\n', r"x\.jsonl:2: expected an object"),
+        (b'{"a": 1}\n[1, 2]\n', r"x\.jsonl:2: expected one JSON object a line, found \[1, 2\]"),
         (b'{"a": NaN}\n', r"x\.jsonl:1: not a valid JSON line \(NaN is no JSON number\)"),
         (b'{"a": 1, "a": 2}\n', r"x\.jsonl:1: not a valid JSON line \(key 'a' occurs twice"),
         (b'{"a": 1}\n{"a": "\xff"}\n', r"x\.jsonl:2: not UTF-8"),
         (b"[" * 200_000 + b"\n", r"x\.jsonl:1: not a valid JSON line"),
+        (gzip.compress(b'{"a": 1}'), r"x\.jsonl is compressed \(gzip\)\. Unpack it"),
     ],
 )
 def test_a_damaged_line_is_named(tmp_path: Path, content: bytes, message: str) -> None:
@@ -161,11 +163,13 @@ def test_files_are_found_in_the_benchmarks_folder_or_in_the_root(tmp_path: Path)
     (tmp_path / "pope").mkdir()
     (tmp_path / "pope" / "b.json").write_text("[]")
     (tmp_path / "c.json").write_text("[]")
-    folder = Folder(tmp_path, ["pope"])
+    folder = Folder(tmp_path, ["pope", "POPE"])
     assert folder.find("a.json", "b.json", what="x") == tmp_path / "pope" / "b.json"
     assert folder.find("c.json", what="x") == tmp_path / "c.json"
-    with pytest.raises(DataError, match=r"(?s)questions not found. Looked for:.*pope/d\.json.*--data"):
-        folder.find("d.json", what="questions")
+    with pytest.raises(DataError) as caught:
+        folder.find("d.json", "e.json", what="questions")
+    looked = f"  {tmp_path}/pope\n  {tmp_path}/POPE (no such folder)\n  {tmp_path}\n"
+    assert str(caught.value).startswith(f"questions not found. Looked for d.json or e.json in:\n{looked}Put it there")
 
 
 # -- hub -------------------------------------------------------------------------------------------------------------
