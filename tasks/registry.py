@@ -23,7 +23,7 @@ def get_task(name: str) -> Task:
     """The task of that name. Raises `UsageError` that names the nearest ones."""
     tasks = all_tasks()
     if name not in tasks:
-        near = difflib.get_close_matches(name, tasks, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(name.lower(), tasks, n=3, cutoff=0.5)
         hint = f"Did you mean: {', '.join(near)}?" if near else "`vlmamba-eval list tasks` shows all of them."
         raise UsageError(f"Unknown task {name!r}. {hint}\nTasks: {', '.join(tasks)}.")
     return tasks[name]

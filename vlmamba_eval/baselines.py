@@ -46,7 +46,7 @@ def choose(names: Sequence[str]) -> list[Published]:
     known = {row.model for row in everything}
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+            near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)
             hint = f"Did you mean: {', '.join(near)}?" if near else "The models are in results/baselines.csv."
             raise UsageError(f"Unknown baseline {name!r}. {hint}")
     return [row for name in names for row in everything if row.model == name]

@@ -60,8 +60,9 @@ class _Commands(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            near = difflib.get_close_matches(args[0], self.commands, n=2, cutoff=0.4)
+            near = difflib.get_close_matches(args[0], self.commands, n=2, cutoff=0.5)
             hint = f"Did you mean: {', '.join(near)}?" if near else f"The commands are: {', '.join(self.commands)}."
+            hint += "\nAn evaluation is no command: vlmamba-eval --model NAME --tasks A,B (with commas, no spaces)."
             raise click.UsageError(f"{error.message} {hint}", ctx) from None
 
 
@@ -491,7 +492,8 @@ def _finish(outcomes: list[Outcome], out: Path, remedy: str) -> int:
             code = INCOMPLETE
             click.echo(
                 f"{scores['title']} is INCOMPLETE: of {scores['n']:,} answers {scores['n_missing']:,} are missing and "
-                f"{scores['n_error']:,} failed; they count as wrong. See {outcome.folder.resolve()}/answers.jsonl.",
+                f"{scores['n_error']:,} failed; they count as wrong."
+                + (f" Why: {outcome.folder.resolve()}/answers.jsonl" if scores["n_error"] else ""),
                 err=True,
             )
     if code == INCOMPLETE:

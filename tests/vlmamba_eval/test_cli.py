@@ -49,7 +49,11 @@ def test_lists_name_what_there_is() -> None:
         (["--model", "vlmamba-tini", "--tasks", "pope", "--data", "samples"], "vlmamba-tiny"),
         (["--model", "vlmamba-tiny"], "--tasks is missing"),
         (["--model", "vlmamba-tiny", "--tasks", "pope", "--data", "/no/such/folder"], "no such folder"),
+        (["--model", "vlmamba-tiny", "--tasks", "POPE", "--data", "samples"], "Did you mean: pope"),
+        (["--model", "vlmamba-tiny", "--tasks", "pope", "--data", ""], "--data '': no such folder"),
         (["scor"], "Did you mean: score"),
+        (["--model", "vlmamba-tiny", "--tasks", "gqa", "pope"], "--tasks A,B (with commas"),
+        (["evaluate", "--model", "vlmamba-tiny"], "An evaluation is no command: vlmamba-eval --model NAME"),
         (["--model", "vlmamba-tiny", "score"], "--model belongs to an evaluation, not to `score`"),
         (["--model", "vlmamba-2.8b", "--tasks", "pope", "--data", "samples"], "--random-init"),
         (["--model", "vlmamba-tiny", "--tasks", "pope", "--batch-tokens", "many"], "neither a positive number"),
@@ -68,7 +72,7 @@ def test_a_data_error_ends_with_exit_code_1(tmp_path: Path) -> None:
     (tmp_path / "pope").mkdir()
     done = vlmamba_eval("--model", "vlmamba-tiny", "--tasks", "pope", "--data", str(tmp_path), cwd=tmp_path)
     assert done.returncode == 1
-    assert "not found. Looked for:" in done.stderr
+    assert f" in:\n  {tmp_path}/pope\n  {tmp_path}\nPut it there" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -97,7 +97,7 @@ class ConsoleProgress(Progress):
             return
         if resumed:
             self._console.print(f"Resuming: {resumed:,} answers are there, {questions:,} questions are left.")
-        self._console.print(f"{questions:,} questions about {images:,} images.")
+        self._console.print(f"{questions:,} questions about {images:,} {'image' if images == 1 else 'images'}.")
         if self._console.is_terminal:
             self._bars = Bars(
                 BarColumn(),
