@@ -82,7 +82,7 @@ def judge(
             if key not in known:
                 reply, score = ask(messages)
                 known[key] = {"key": key, "id": sample.id, "judge": model, "reply": reply, "score": score}
-                file.write(json.dumps(known[key], ensure_ascii=False) + "\n")
+                file.write(json.dumps(known[key]) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
             score = known[key]["score"]
@@ -95,6 +95,7 @@ def _messages(sample: Sample, answer: str) -> list[dict[str, str]]:
     """The conversation that asks for one grade; the examples are earlier turns of it."""
     messages = [{"role": "system", "content": RULES}]
     gold = re.sub(r"\s*<(AND|OR)>\s*", r" <\1> ", sample.fields["gold"])
+    answer = answer.encode(errors="replace").decode()  # a lone surrogate can't be sent
     for question, reference, text, grade in (*EXAMPLES, (sample.question, gold, answer, "")):
         messages.append({"role": "user", "content": f"Question: {question}\nReference: {reference}\nAnswer: {text}"})
         messages.append({"role": "assistant", "content": grade})
@@ -108,18 +109,25 @@ def _asker(url: str, model: str) -> Callable[[list[dict[str, str]]], tuple[str, 
         raise UsageError("A judge needs the OpenAI client: pip install 'vlmamba-eval[judge]'.") from None
     client = openai.OpenAI(base_url=url, api_key=os.environ.get("OPENAI_API_KEY") or "none", max_retries=5)
 
+    def failed(why: object) -> EvalError:
+        return EvalError(
+            f"The judge {model} at {url} gave no answer: {why}\nJudgements so far are kept. Check "
+            "--judge-url, --judge-model and OPENAI_API_KEY, then run the same command again."
+        )
+
     def ask(messages: list[dict[str, str]]) -> tuple[str, float | None]:
         reply = ""
         for attempt in range(TRIES):
             try:
                 request: Any = {"model": model, "messages": messages, "max_tokens": 16, "temperature": 0.5 * attempt}
                 response = client.chat.completions.create(**request)
-            except openai.OpenAIError as error:
-                raise EvalError(
-                    f"The judge {model} at {url} gave no answer: {error}\nJudgements so far are kept. Check "
-                    "--judge-url, --judge-model and OPENAI_API_KEY, then run the same command again."
-                ) from None
-            reply = (response.choices[0].message.content or "").strip()
+            except (openai.OpenAIError, ValueError) as error:  # ValueError: a reply that is no JSON
+                raise failed(error) from None
+            choices = getattr(response, "choices", None)  # the client passes on whatever JSON or text a server sends
+            message = choices[0].message if choices else None
+            if message is None:
+                raise failed(f"expected a chat completion, found {response!r:.200}")
+            reply = (message.content or "").strip()
             number = re.match(r"\d*\.?\d+", reply)
             if number and 0 <= float(number[0]) <= 1:
                 return reply, float(number[0])

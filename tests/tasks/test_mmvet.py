@@ -33,11 +33,11 @@ def load(put: Put, entries: Any) -> list[Sample]:
 
 
 class Judge(ThreadingHTTPServer):
-    """Replies from a list, in turn; an integer is an HTTP status. Keeps what it was asked."""
+    """Replies from a list, in turn; an integer is an HTTP status, bytes a whole body. Keeps what it was asked."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.replies: list[str | int] = []
+        self.replies: list[str | int | bytes] = []
         self.asked: list[dict[str, Any]] = []
         self.keys: list[str] = []
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
@@ -56,6 +56,7 @@ class _Handler(BaseHTTPRequestHandler):
         choice = {"index": 0, "finish_reason": "stop", "message": message}
         answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
         body = json.dumps(answer if status == 200 else {"error": {"message": "no such model"}}).encode()
+        body = reply if isinstance(reply, bytes) else body
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -205,6 +206,23 @@ def test_a_judge_without_a_number_is_asked_five_times_and_then_the_answer_is_unp
     verdicts = judge(load(put, {"v1_0": entry()}), {"v1_0": "x"}, tmp_path / "j.jsonl", server.url, "m")
     assert verdicts["v1_0"] == Verdict("well", 0.0, valid=False)
     assert [request["temperature"] for request in server.asked] == [0, 0.5, 1, 1.5, 2]
+
+
+@pytest.mark.parametrize(
+    "reply", [b"{}", b"[]", b"{", b'{"choices": null}', b'{"choices": []}', b'{"choices": [{"message": null}]}']
+)
+def test_a_server_that_is_no_judge_is_named(put: Put, server: Judge, tmp_path: Path, reply: bytes) -> None:
+    server.replies = [reply]
+    with pytest.raises(EvalError, match=r"The judge m at http.* gave no answer: .+\nJudgements so far are kept"):
+        judge(load(put, {"v1_0": entry()}), {"v1_0": "x"}, tmp_path / "j.jsonl", server.url, "m")
+
+
+def test_half_a_surrogate_pair_is_no_obstacle(put: Put, server: Judge, tmp_path: Path) -> None:
+    samples, cache = load(put, {"v1_0": entry()}), tmp_path / "j.jsonl"
+    server.replies = ["0.5 \ud800"]
+    verdicts = judge(samples, {"v1_0": "x \ud800"}, cache, server.url, "m")
+    assert verdicts["v1_0"].credit == 0.5
+    assert judge(samples, {"v1_0": "x \ud800"}, cache, server.url, "m") == verdicts
 
 
 def test_judged_answers_give_the_mean_and_each_ability(put: Put) -> None:
