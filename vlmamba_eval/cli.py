@@ -485,7 +485,7 @@ def _finish(outcomes: list[Outcome], out: Path, remedy: str) -> int:
         if not scores["scores"]:
             click.echo(
                 f"{scores['title']}: {scores['n'] - scores['n_missing']:,} answers are there, none is scored: "
-                f"there are no gold labels here. {_unscored(scores['task'], outcome.folder)}",
+                f"{_unscored(scores['task'], outcome.folder)}",
                 err=True,
             )
         if not outcome.complete:
@@ -507,8 +507,11 @@ def _unscored(task: str, folder: Path) -> str:
 
     chosen = get_task(task)
     if chosen.info.scored == "judge":
-        return f"A judge grades them: vlmamba-eval judge {folder.resolve()} --judge-url URL --judge-model NAME"
-    hint = "Put the official annotation file into the data folder and run the same command again"
+        return f"a judge grades them: vlmamba-eval judge {folder.resolve()} --judge-url URL --judge-model NAME"
+    hint = (
+        "there are no gold labels here. Put the official annotation file into the data folder and run the same "
+        "command again"
+    )
     if type(chosen).submit is not Task.submit:
         hint += f", or send the answers to the benchmark's server: vlmamba-eval submit {folder.resolve()}"
     return hint + "."

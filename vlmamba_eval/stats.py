@@ -8,6 +8,7 @@ is evaluated on the replicate's summed counts, so the interval belongs to the me
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -113,13 +114,18 @@ def summarise(task: Task, graded: Iterable[Graded], *, seed: int = 0, replicates
     for i, row in enumerate(rows):
         table[i, list(row)] = list(row.values())
 
-    groups = tuple(sorted(set(totals) - {"all"}))
+    groups = tuple(sorted(set(totals) - {"all"}, key=_natural))
     point = list(task.metrics(Sums(index, table.sum(axis=0, keepdims=True), groups)))
     drawn = list(task.metrics(Sums(index, _bootstrap(table, [u[0] for u in ordered], seed, replicates), groups)))
     return [
         _score(task, value, spread, totals.get(value.group, _Totals()))
         for value, spread in zip(point, drawn, strict=True)
     ]
+
+
+def _natural(name: str) -> list[str | int]:
+    """A key that sorts `words/9` before `words/10`."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def _counts(task: Task, items: list[Graded]) -> Iterable[tuple[str, float]]:

@@ -51,6 +51,12 @@ def test_results_do_not_depend_on_the_order_of_answers() -> None:
     assert summarise(ToyTask(), items) == summarise(ToyTask(), shuffled)
 
 
+def test_groups_stand_in_the_order_of_their_numbers() -> None:
+    items = [item for name in ("words/10", "words/9", "open", "words/100") for item in graded([[1]], (name,))]
+    categories = [score.category for score in summarise(ToyTask(), items)]
+    assert categories == ["all", "open", "words/9", "words/10", "words/100"]
+
+
 def test_the_interval_contains_the_value_and_another_seed_moves_only_the_interval() -> None:
     items = graded([[1, 0, 1, 1], [0, 0], [1], [1, 0], [0, 1, 1]])
     one, other = headline(items, seed=0), headline(items, seed=1)

@@ -16,7 +16,7 @@ from vlmamba_eval.baselines import DEFAULT, choose, published
 from vlmamba_eval.dataset import load_dataset
 from vlmamba_eval.report import text
 from vlmamba_eval.report.console import show
-from vlmamba_eval.report.tables import COLUMNS, RunScores, board, load_runs, markdown, tidy, write_leaderboard
+from vlmamba_eval.report.tables import COLUMNS, RunScores, board, load_runs, markdown, spoken, tidy, write_leaderboard
 from vlmamba_eval.run import evaluate
 from vlmamba_eval.types import StoreError, UsageError
 
@@ -63,6 +63,26 @@ def test_the_tidy_table_has_one_row_a_metric_and_the_documented_columns() -> Non
         85.5, 8910, "measured", "runs/ours/pope/0123456789ab",
     )  # fmt: skip
     assert (theirs["model"], theirs["status"], theirs["value"]) == ("llava-1.5-7b", "published", 85.9)
+
+
+def test_the_leaderboard_is_the_headline_rows_of_the_tidy_table(tmp_path: Path) -> None:
+    import pandas as pd
+
+    runs = [scores(), scores(task="mmvet", headline="score", marks=("UNSCORED",), scores=[])]
+    write_leaderboard(tmp_path, runs, choose(["llava-1.5-7b", "vl-mamba"]))
+    frame = pd.read_csv(tmp_path / "leaderboard.csv")
+    assert frame["headline"].dtype == bool
+    shown = frame[frame["headline"]].pivot(index="model", columns="task", values="value")
+    assert shown["pope"].to_dict() == {"llava-1.5-7b": 85.9, "ours": 85.5, "vl-mamba": 84.4}
+    assert shown["mmvet"]["llava-1.5-7b"] == 31.1
+    assert shown["mmvet"].isna()["ours"]
+
+
+def test_metrics_are_spoken_of_as_the_field_does() -> None:
+    names = ("mean_f1", "img_accuracy", "cider", "cider_plain", "bleu_4", "rouge_l", "circular_accuracy_vlmevalkit")
+    assert [spoken(name) for name in names] == [
+        "mean F1", "IMG accuracy", "CIDEr", "CIDEr plain", "BLEU-4", "ROUGE-L", "circular accuracy VLMEvalKit",
+    ]  # fmt: skip
 
 
 def test_likelihood_scores_stand_under_their_own_name() -> None:

@@ -22,7 +22,12 @@ MEANING = {
     "PARTIAL": "not the benchmark's whole list of questions",
     "INCOMPLETE": "some questions have no answer; they count as wrong",
     "UNTRAINED": "random weights: the numbers only show that everything runs",
-    "UNSCORED": "no gold labels here; the answers are kept",
+    "UNSCORED": "there are no gold labels here, or a judge must grade; the answers are kept",
+}
+ABBREVIATIONS = {
+    **{word: word.upper() for word in ("f1", "img", "tp", "fp", "tn", "fn", "meteor")},
+    **{f"bleu_{order}": f"BLEU-{order}" for order in (1, 2, 3, 4)},
+    **{"cider": "CIDEr", "rouge_l": "ROUGE-L", "vlmevalkit": "VLMEvalKit"},
 }
 COLUMNS = [
     *("model", "task", "split", "category", "metric", "value", "ci_low", "ci_high"),
@@ -159,9 +164,8 @@ def shown(score: Mapping[str, Any] | None) -> str:
 
 
 def spoken(metric: str) -> str:
-    """A metric's name as a heading: words instead of underscores, abbreviations in capitals."""
-    capitals = {"f1", "img", "tp", "fp", "tn", "fn"}
-    return " ".join(word.upper() if word in capitals else word for word in metric.split("_"))
+    """A metric's name as a heading: words instead of underscores, abbreviations as the field writes them."""
+    return ABBREVIATIONS.get(metric) or " ".join(ABBREVIATIONS.get(word, word) for word in metric.split("_"))
 
 
 def number(value: float) -> str:
@@ -249,12 +253,11 @@ def tidy(runs: Sequence[RunScores], baselines: Sequence[Published]) -> Any:
         rows += [shared | dict(score) for score in run.values["scores"]]
         if not run.values["scores"]:
             counts = {name: run.values[name] for name in ("n", "n_missing", "n_error")}
-            rows.append(
-                shared | {"split": run.values["split"], "category": "all", "metric": run.values["headline"]} | counts
-            )
-    measured = {run.task for run in runs}
+            place = {"split": run.values["split"], "category": "all", "metric": run.values["headline"]}
+            rows.append(shared | place | counts | {"headline": True})
+    headlines = {run.task: run.values["headline"] for run in runs}
     for row in baselines:
-        if row.task in measured:
+        if row.task in headlines:
             rows.append(
                 {
                     "model": row.model,
@@ -263,6 +266,7 @@ def tidy(runs: Sequence[RunScores], baselines: Sequence[Published]) -> Any:
                     "category": row.category,
                     "metric": row.metric,
                     "value": row.value,
+                    "headline": row.category == "all" and row.metric == headlines[row.task],
                     "status": "published",
                     "source": f"{row.source} ({row.note})" if row.note else row.source,
                 }
