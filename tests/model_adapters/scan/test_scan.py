@@ -355,12 +355,18 @@ def test_numba_leaves_the_number_of_threads_alone():
 
 
 @pytest.mark.skipif(INTERPRETED, reason="eager")
-def test_a_kernel_that_cannot_be_kept_is_compiled_all_the_same():
+def test_a_kernel_that_cannot_be_kept_is_compiled_all_the_same(monkeypatch: pytest.MonkeyPatch):
     from model_adapters.vlmamba.scan import numba
 
-    found: dict[str, Any] = {}
-    exec("def double(x):\n    return 2 * x", found)  # code without a file has no place for its cache
-    assert numba._kernel(found["double"])(21) == 42
+    compile_kernel = numba.njit
+
+    def nowhere_to_write(cache: bool = False, **options: Any) -> Any:
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return compile_kernel(**options)
+
+    monkeypatch.setattr(numba, "njit", nowhere_to_write)
+    assert numba._kernel(lambda x: 2 * x)(21) == 42
 
 
 # =============================================================================
