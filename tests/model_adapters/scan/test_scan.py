@@ -355,6 +355,7 @@ def test_numba_leaves_the_number_of_threads_alone():
 
 
 @pytest.mark.skipif(INTERPRETED, reason="eager")
+@pytest.mark.filterwarnings("ignore:\\nThe keyword argument")  # there is nothing parallel in it
 def test_a_kernel_that_cannot_be_kept_is_compiled_all_the_same(monkeypatch: pytest.MonkeyPatch):
     from model_adapters.vlmamba.scan import numba
 
