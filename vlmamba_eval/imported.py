@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vlmamba_eval.data import read_jsonl
 from vlmamba_eval.dataset import Dataset, read_answer_file
-from vlmamba_eval.run import Outcome, conclude, run_folder
+from vlmamba_eval.run import Outcome, asked, conclude, run_folder
 from vlmamba_eval.store import Run
 from vlmamba_eval.types import DataError
 
@@ -21,10 +21,8 @@ def score_answers(dataset: Dataset, answers_file: Path, out: Path, name: str | N
         raise DataError(f"{answers_file} is no file. Expected JSON lines with `question_id` and `text`.")
     answers = read_answer_file(dataset, answers_file)
     model = name or _model_id(answers_file) or answers_file.stem
-    info = dataset.task.info
     manifest = {
-        "task": {"name": info.name, "version": info.version, "split": info.split},
-        "data": dict(dataset.provenance) | {"marks": list(dataset.marks)},
+        **asked(dataset),
         "answers": {"model": model, "sha256": hashlib.sha256(answers_file.read_bytes()).hexdigest()},
     }
     with Run(run_folder(out, model, manifest), manifest) as run:

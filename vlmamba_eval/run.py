@@ -73,13 +73,20 @@ class Outcome:
 
 def manifest(dataset: Dataset, info: AdapterInfo, scoring: Scoring) -> dict[str, Any]:
     """Everything that decides the answers of one task. Not in it: batch size, sharing, resumption (they don't)."""
+    return {
+        **asked(dataset),
+        "model": asdict(info),
+        "decoding": {"scoring": scoring, "greedy": True, "max_new_tokens": dataset.task.info.max_new_tokens},
+        "protocol": "llava-1.5",
+    }
+
+
+def asked(dataset: Dataset) -> dict[str, Any]:
+    """The part of a manifest that says what was asked, whoever answered."""
     task = dataset.task.info
     return {
         "task": {"name": task.name, "version": task.version, "split": task.split},
         "data": dict(dataset.provenance) | {"marks": list(dataset.marks)},
-        "model": asdict(info),
-        "decoding": {"scoring": scoring, "greedy": True, "max_new_tokens": task.max_new_tokens},
-        "protocol": "llava-1.5",
     }
 
 

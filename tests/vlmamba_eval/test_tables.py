@@ -51,6 +51,7 @@ def test_every_mark_stands_in_every_table_and_is_explained() -> None:
     assert table.rows[0][3][1].endswith(" PARTIAL")
     page = markdown(runs, [])
     assert "**ours** SAMPLES UNTRAINED" in page
+    assert "Task `pope` ([paper](https://arxiv.org/abs/2305.10355), [official scorer](https://github.com/" in page
     assert page.count("**UNTRAINED**: random weights") == 2
     assert set(tidy(runs, [])["status"]) == {"measured SAMPLES UNTRAINED", "measured SAMPLES UNTRAINED PARTIAL"}
 
@@ -109,7 +110,7 @@ EVIL = "=cmd|'/c calc'!A1\n| x <script> [here](http://a.b) `c` \x1b[31m\x9b2J\x0
 
 
 def test_foreign_names_are_harmless_in_a_spreadsheet_and_in_markdown(tmp_path: Path) -> None:
-    run = scores(model=EVIL, judge=EVIL)
+    run = scores(model=EVIL, judge=EVIL, task="unknown")
     run.values["scores"][0]["category"] = EVIL
     write_leaderboard(tmp_path, [run], [])
     with open(tmp_path / "leaderboard.csv", newline="") as file:

@@ -197,9 +197,17 @@ def markdown(runs: Sequence[RunScores], baselines: Sequence[Published]) -> str:
     lines += [f"- {note}" for note in table.notes]
     for run in runs:
         lines += ["", f"## {run.values['title']}: {text.markdown(run.values['model'])}", ""]
-        lines += [" ".join([f"Task `{run.task}`, split {run.values['split']}.", *_described(run)])]
+        lines += [" ".join([f"Task `{run.task}`{_links(run)}, split {run.values['split']}.", *_described(run)])]
         lines += _details(run)
     return "\n".join(lines) + "\n"
+
+
+def _links(run: RunScores) -> str:
+    """The benchmark's paper and official scorer; nothing for a task that this version does not know."""
+    from tasks.registry import all_tasks
+
+    task = all_tasks().get(run.values["task"])
+    return f" ([paper]({task.info.paper}), [official scorer]({task.info.scorer}))" if task else ""
 
 
 def _described(run: RunScores) -> list[str]:
