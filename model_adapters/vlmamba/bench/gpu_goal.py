@@ -294,7 +294,7 @@ def scan(subject: Subject, results: Results, small: bool) -> None:
     device = torch.device(subject.device)
     mixer = subject.engine.model.language_model.blocks[0].mixer
     d, n, k = mixer.d_inner, mixer.d_state, mixer.d_conv
-    backends = ["triton", "cpu"] if device.type == "cuda" else ["cpu"]
+    backends = ["triton", "eager"] if device.type == "cuda" else ["eager"]
     if selective_scan_fn() is not None:
         backends.append("mamba_ssm")
     shapes = ((2, 8),) if small else ((1, 729), (8, 729), (32, 729), (256, 26), (512, 26), (256, 1), (1, 16384))
