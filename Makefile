@@ -39,10 +39,9 @@ test-gpu: $(VENV)/.tested
 
 # Nine minutes on an H100, days on two CPU cores; there MICRO=16 takes 40 % less. Stopped at any point, the
 # same command goes on.
-MICRO ?= 128
 STAGES := 0-pretraining 1-alignment 2-instruction
 train-tiny: $(VENV)/.trains
-	$(BIN)/vlmamba-train tiny --out runs/tiny $(foreach stage,$(STAGES),--set $(stage).micro_batch_size=$(MICRO))
+	$(BIN)/vlmamba-train tiny --out runs/tiny $(if $(MICRO),$(foreach stage,$(STAGES),--set $(stage).micro_batch_size=$(MICRO)))
 
 samples: $(VENV)/.installed
 	$(BIN)/python -m tasks.samples

@@ -52,6 +52,7 @@ class Limits:
     """Questions that are decoded at once."""
 
     def halved(self) -> Limits:
+        """Half of each, at least one."""
         return Limits(max(1, self.images // 2), max(1, self.tokens // 2), max(1, self.rows // 2))
 
 

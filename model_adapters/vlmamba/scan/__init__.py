@@ -220,6 +220,7 @@ def _backend(name: str, *inputs: Tensor | None) -> ModuleType:
 
 
 def takes_packed_rows(backend: str) -> bool:
+    """Whether the backend of that name reads rows that are packed one after another, with `starts`."""
     return backend == "numba"
 
 

@@ -13,7 +13,6 @@ The kernels run on PyTorch's threads, whose OpenMP they share on Linux: two pool
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +23,7 @@ from numba import njit, prange
 from numba.core import config
 from torch import Tensor
 
+from model_adapters.vlmamba.scan.eager import LOG2E
 from vlmamba_eval.types import UsageError
 
 # Channels of a block: 16 states of 128 channels in float32 are 8 KB, so that a token's inputs stay beside them.
@@ -175,7 +175,7 @@ def _share_threads() -> None:
 # Arithmetic
 # =============================================================================
 
-_LOG2E = np.float32(math.log2(math.e))
+_LOG2E = np.float32(LOG2E)
 _ROUND = np.float32(3 << 22)  # a float32 of this size has no room for a fraction: adding it rounds
 _ONE, _TWO, _ZERO = np.float32(1), np.float32(2), np.float32(0)
 # 2^r for |r| <= 1/2, fitted to its least largest relative error, 1e-8.
