@@ -390,7 +390,7 @@ def assemble(
     "part of the questions, and the table says so.",
 )
 @click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Turns of every mode.")
-@click.option("--images", type=click.IntRange(min=1), help="Images of a profile. Default: 1 on cpu, 32 on cuda.")
+@click.option("--images", type=click.IntRange(min=1), help="Images of a profile. Default: 4 on cpu, 32 on cuda.")
 @click.option("--lengths", metavar="A,B,C", default="", help="Tokens. Default: 512 to 4096 on cpu, to 65536 on cuda.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), default=Path("results/bench"), show_default=True)

@@ -60,7 +60,7 @@ class Limits:
 # matters. Padded rows there are the eager scan's, whose temporaries outgrow the caches sooner.
 LIMITS = {
     "cuda": Limits(images=32, tokens=32768, rows=256),
-    "packed": Limits(images=4, tokens=1024, rows=64),
+    "packed": Limits(images=4, tokens=1024, rows=96),
     "padded": Limits(images=4, tokens=400, rows=64),
 }
 

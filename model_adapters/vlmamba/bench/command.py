@@ -11,7 +11,8 @@ from vlmamba_eval.types import UsageError
 PROFILES = ("uniform", "gqa", "pope", "vqav2", "mme", "lengths", "images")
 
 _LENGTHS = {"cpu": (512, 1024, 2048, 4096), "cuda": (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)}
-_IMAGES = {"cpu": 1, "cuda": 32}
+# Several images, as an evaluation has them: on a CPU as many as the engine reads at once.
+_IMAGES = {"cpu": 4, "cuda": 32}
 
 # Questions that a slow contestant (a peer, or ours one by one) answers in each repeat.
 _PART = {"cpu": 6, "cuda": 16}

@@ -282,7 +282,8 @@ def lengths(subject: Subject, results: Results, out: Path, small: bool, repeats:
     wanted = (64, 128) if small else (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
     subject = replace(subject, name=subject.name.replace("vlmamba", "mamba").partition(" ")[0])
     rows = measure.lengths(subject, wanted, repeats, seed, lambda line: None)
-    paths = report.write(out, "lengths", rows, machine(subject.device), "gpu_goal, step lengths")
+    command = "python -m model_adapters.vlmamba.bench.gpu_goal --steps lengths"
+    paths = report.write(out, "lengths", rows, machine(subject.device), command)
     results.add("lengths: written", [path.name for path in paths])
     for row in rows:
         results.add(f"lengths: {row.mode}, {row.prefix_tokens} tokens, s and peak MiB", [row.seconds, row.peak_mib])
@@ -294,9 +295,8 @@ def scan(subject: Subject, results: Results, small: bool) -> None:
     device = torch.device(subject.device)
     mixer = subject.engine.model.language_model.blocks[0].mixer
     d, n, k = mixer.d_inner, mixer.d_state, mixer.d_conv
-    backends = ["triton", "eager"] if device.type == "cuda" else ["eager"]
-    if selective_scan_fn() is not None:
-        backends.append("mamba_ssm")
+    authors = selective_scan_fn()
+    backends = ["triton"] * (device.type == "cuda") + ["eager"] + ["mamba_ssm"] * (authors is not None)
     shapes = ((2, 8),) if small else ((1, 729), (8, 729), (32, 729), (256, 26), (512, 26), (256, 1), (1, 16384))
     for b, length in shapes:
         xz = torch.randn(b, length, 2 * d, device=device, dtype=mixer.dtype)
@@ -315,10 +315,19 @@ def scan(subject: Subject, results: Results, small: bool) -> None:
             ),
             "convolution": partial(causal_conv, x, weight, bias, tail=tail, rows=rows),
         }  # fmt: skip
-        for backend in backends:
-            for what, run in runs.items():
-                seconds = seconds_of(partial(run, backend=backend), device, least=3)
-                results.add(f"{what} of {b} rows of {length} tokens, {backend}, ms", seconds * 1000)
+        entered = {
+            f"{what} of {b} rows of {length} tokens, {backend}": partial(run, backend=backend)
+            for backend in backends
+            for what, run in runs.items()
+        }
+        if authors is not None:  # on tensors as it wants them, which the backend has to lay out
+            parts = (t.mT.contiguous() for t in (x, dt, mixer.decay(), B, C))
+            entered[f"scan of {b} rows of {length} tokens, mamba-ssm's kernel alone, from zero"] = partial(
+                authors, *parts, mixer.D, z.mT.contiguous(), mixer.dt_proj.bias, delta_softplus=True,
+                return_last_state=True,
+            )  # fmt: skip
+        for name, run in entered.items():
+            results.add(f"{name}, ms", seconds_of(run, device, least=3) * 1000)
 
 
 def profile(subject: Subject, results: Results, batch: Sequence[ImageQuestions], out: Path) -> None:

@@ -26,8 +26,9 @@ from torch import Tensor
 from model_adapters.vlmamba.scan.eager import LOG2E
 from vlmamba_eval.types import UsageError
 
-# Channels of a block: 16 states of 128 channels in float32 are 8 KB, so that a token's inputs stay beside them.
-BLOCK = 128
+# Channels of a block. Of the scan 128: their 16 states in float32 are 8 KB, and a token's inputs stay beside them.
+# Where there are no states, or too few tokens to profit from them, a program should have more to do.
+BLOCK, WIDE = 128, 768
 
 config.THREADING_LAYER = "omp"  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -73,7 +74,7 @@ def selective_scan(
     _scan(
         *_tokens(x), *_tokens(dt), *_tokens(B), *_tokens(C), *_tokens(x if z is None else z), z is not None,
         _array(A), _array(D), _array(bias), *_start(state, rows, b, n, d), *layout,
-        y.view(-1, d).numpy(), _array(new), _block(b, d),
+        y.view(-1, d).numpy(), _array(new), _block(b, d, WIDE if x.shape[1] == 1 else BLOCK),
     )  # fmt: skip
     return y.to(x.dtype), new if out is None or new is out else out.copy_(new)
 
@@ -97,7 +98,7 @@ def causal_conv(
     _share_threads()
     _conv(
         *_tokens(x), _array(weight.T), _array(bias), *_start(tail, rows, b, k - 1, d), *layout,
-        y.view(-1, d).numpy(), _array(new), _block(b, d),
+        y.view(-1, d).numpy(), _array(new), _block(b, d, WIDE),
     )  # fmt: skip
     # A tail holds inputs of x's precision, which widening and narrowing leave as they are.
     return y.to(x.dtype), new.to(x.dtype) if out is None or new is out else out.copy_(new)
@@ -154,9 +155,9 @@ def _home(out: Tensor | None, *shape: int) -> Tensor:
     return out if out is not None and fits else torch.empty(shape, dtype=torch.float32)
 
 
-def _block(b: int, d: int) -> int:
+def _block(b: int, d: int, most: int) -> int:
     """Channels of a block: fewer where there are too few rows to keep all threads busy."""
-    block = BLOCK
+    block = most
     while block > 16 and b * -(-d // block) < 2 * torch.get_num_threads():
         block //= 2
     return block

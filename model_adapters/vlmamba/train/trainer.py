@@ -25,7 +25,7 @@ from model_adapters.vlmamba import checkpoint
 from model_adapters.vlmamba.config import ModelConfig, TemplateConfig
 from model_adapters.vlmamba.language_model import keeps_float32
 from model_adapters.vlmamba.model import VLMamba
-from model_adapters.vlmamba.scan import choose_backend, mamba_ssm
+from model_adapters.vlmamba.scan import choose_backend
 from vlmamba_eval.types import DataError, EvalError, UsageError
 
 from .data import Collator, Conversations, StreamRows, open_rows
@@ -211,7 +211,7 @@ def train_stage(
     learning = sum(p.numel() for p in trained.parameters() if p.requires_grad)
     say(f"stage {stage.name}: {len(examples)} examples, {steps} steps of {stage.batch_size}, {learning:,} parameters")
     scan = choose_backend(arguments.device, requires_grad=True)
-    say(f"device {arguments.device}, scan {scan}{_instead_of_mamba_ssm(arguments.device, scan)}")
+    say(f"device {arguments.device}, scan {scan}")
     folder.mkdir(parents=True, exist_ok=True)
     last = last_complete(folder / "training")
     if last:
@@ -234,11 +234,6 @@ def train_stage(
         raise DataError(str(error).strip().rsplit("DataError: ", 1)[-1]) from None
     if trainer.state.global_step < steps:
         raise EvalError(f"stage {stage.name}: training ended at step {trainer.state.global_step} of {steps}")
-
-
-def _instead_of_mamba_ssm(device: torch.device, scan: str) -> str:
-    """Why the authors' kernel does not train on a GPU, where it does not."""
-    return "" if device.type != "cuda" or scan == "mamba_ssm" else f" ({mamba_ssm.why_not()})"
 
 
 # What may be changed between a run and its resumption: it decides time and memory, not what is learnt.

@@ -24,15 +24,15 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
     mamba_ssm._found.cache_clear()
 
 
-def test_training_on_a_gpu_takes_it_where_it_is_installed():
-    assert scan.choose_backend("cuda", requires_grad=True) == "mamba_ssm"
+def test_it_is_found_where_it_is_installed():
+    assert mamba_ssm.selective_scan_fn() is not None
     assert mamba_ssm.why_not() == ""
 
 
 def test_a_build_without_its_cuda_extension_is_not_taken(monkeypatch: pytest.MonkeyPatch):
     install(monkeypatch, selective_scan_cuda=None)
+    assert mamba_ssm.selective_scan_fn() is None
     assert mamba_ssm.why_not() == "mamba-ssm is installed without its CUDA extension"
-    assert scan.choose_backend("cuda", requires_grad=True) == "autograd"
 
 
 def test_a_package_that_fails_to_import_is_named_with_its_error(monkeypatch: pytest.MonkeyPatch):

@@ -522,11 +522,13 @@ def test_a_cpu_takes_its_own_backends_and_never_imports_mamba_ssm():
 def test_a_gpu_takes_the_kernels_that_are_there(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(scan, "find_spec", lambda name: object())
     assert scan.choose_backend("cuda") == "triton"
-    assert scan.choose_backend("cuda", requires_grad=True) == "mamba_ssm"  # the stand-in is installed
-    monkeypatch.setattr(mamba_ssm, "selective_scan_fn", lambda: None)
     assert scan.choose_backend("cuda", requires_grad=True) == "autograd"
     monkeypatch.setattr(scan, "find_spec", lambda name: None)
+    assert scan.choose_backend("cuda") == "mamba_ssm"  # the stand-in is installed
+    assert scan.choose_backend("cuda", requires_grad=True) == "mamba_ssm"
+    monkeypatch.setattr(mamba_ssm, "selective_scan_fn", lambda: None)
     assert scan.choose_backend("cuda") == "eager"
+    assert scan.choose_backend("cuda", requires_grad=True) == "autograd"
 
 
 def test_every_backend_has_its_line():

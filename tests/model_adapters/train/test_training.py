@@ -21,7 +21,6 @@ from safetensors.torch import load_file
 from model_adapters.vlmamba import checkpoint
 from model_adapters.vlmamba.adapter import VLMambaAdapter
 from model_adapters.vlmamba.model import empty_model, random_model
-from model_adapters.vlmamba.scan import mamba_ssm
 from model_adapters.vlmamba.train import curve, timing, trainer
 from model_adapters.vlmamba.train.cli import use_one_gpu
 from model_adapters.vlmamba.train.data import turns_of
@@ -235,12 +234,6 @@ def test_the_log_names_the_backend_that_trained(tmp_path: Path, data: Path):
     folder = run_recipe(recipe, tmp_path / "out", data=data, device="cpu", say=said.append)
     assert "device cpu, scan autograd" in said
     assert json.loads((folder / "log.jsonl").read_text())["scan"] == "autograd"
-
-
-def test_on_a_gpu_the_log_says_why_the_authors_kernel_does_not_train(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(mamba_ssm, "why_not", lambda: "mamba-ssm is not installed")
-    assert trainer._instead_of_mamba_ssm(torch.device("cuda"), "autograd") == " (mamba-ssm is not installed)"
-    assert trainer._instead_of_mamba_ssm(torch.device("cuda"), "mamba_ssm") == ""
 
 
 def test_master_weights_stay_float32_between_stages(tmp_path: Path, data: Path):
