@@ -253,13 +253,19 @@ def test_figures_are_drawn_for_every_kind_of_profile(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_gpu_goal_runs_on_a_cpu_at_a_small_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from model_adapters.vlmamba.bench import gpu_goal
+    from model_adapters.vlmamba.scan import mamba_ssm
+    from tests.model_adapters.scan.authors import Kernel
 
+    for module in (gpu_goal, mamba_ssm):  # as if the authors' package were installed
+        monkeypatch.setattr(module, "selective_scan_fn", Kernel)
     arguments = "--model vlmamba-tiny --dtype bfloat16 --fraction 0.004 --unshared 16 --compare 2 --repeats 1"
     monkeypatch.setattr("sys.argv", ["gpu_goal", *arguments.split(), "--out", str(tmp_path)])
     gpu_goal.main()
     results = json.loads((tmp_path / "gpu_goal.json").read_text(encoding="utf-8"))
     assert results["goal, each asked: questions answered"] == results["questions"]
     assert results["compare: bfloat16, shared and unshared: answers that differ"] < 0.2
+    for who in ("eager", "mamba_ssm", "mamba-ssm's kernel alone, from zero"):
+        assert results[f"scan of 2 rows of 8 tokens, {who}, ms"] > 0
 
 
 def test_the_gpu_goals_model_never_ends_an_answer_early() -> None:
