@@ -10,9 +10,7 @@ from vlmamba_eval.types import UsageError
 
 PROFILES = ("uniform", "gqa", "pope", "vqav2", "mme", "lengths", "images")
 
-_LENGTHS = {"cpu": (512, 1024, 2048, 4096), "cuda": (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)}
-# Several images, as an evaluation has them: on a CPU as many as the engine reads at once.
-_IMAGES = {"cpu": 4, "cuda": 32}
+LENGTHS = {"cpu": (512, 1024, 2048, 4096), "cuda": (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)}
 
 # Questions that a slow contestant (a peer, or ours one by one) answers in each repeat.
 _PART = {"cpu": 6, "cuda": 16}
@@ -63,11 +61,12 @@ def bench(
     kind = subject.device.partition(":")[0]
     about = machine(subject.device)
     if profile == "lengths":
-        rows = measure.lengths(subject, lengths or _LENGTHS[kind], repeats, seed, say)
+        rows = measure.lengths(subject, lengths or LENGTHS[kind], repeats, seed, say)
     elif profile == "images":
         rows = measure.per_image(subject, measure.QUESTIONS_PER_IMAGE, modes, repeats, seed, say)
     else:
-        drawn = draw(profile, images or _IMAGES[kind], seed)
+        # Several images, as an evaluation has them: as many as the engine reads at once.
+        drawn = draw(profile, images or subject.engine.limits.images, seed)
         rows = measure.answering(subject, profile, drawn, modes, peers, repeats, _PART[kind], seed, say)
     report.show(rows, about)
     name = f"{profile}-{_file_name(subject.name)}-{kind}"

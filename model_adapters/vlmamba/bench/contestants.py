@@ -32,9 +32,6 @@ PEERS = ("transformers", "transformers-batched")
 # Tokens of one call of the engine: the budgets of `vlmamba-eval`'s own batches.
 _CALL_TOKENS = {"cpu": 16_384, "cuda": 262_144}
 
-# Questions to warm up on: as many as a CPU reads images of at once.
-_FEW = 4
-
 Answers = dict[tuple[int, int], str]
 """(image, question) -> answer."""
 
@@ -63,12 +60,12 @@ def contestants(
     for mode in modes:
         places = some if mode == "one-by-one" else everything
         answer = _ours(subject, batch, mode, places)
-        # A slow contestant warms up on a few questions, the slowest on one. On a GPU that would leave out batch sizes
-        # whose graphs are captured when they first come.
+        # A slow contestant warms up on as many questions as images are read at once, the slowest on one. On a GPU that
+        # would leave out batch sizes whose graphs are captured when they first come.
         if mode == "shared" or (mode == "unshared" and subject.device.startswith("cuda")):
             warm_up = answer
         else:
-            warm_up = _ours(subject, batch, mode, places[: _FEW if mode == "unshared" else 1])
+            warm_up = _ours(subject, batch, mode, places[: subject.engine.limits.images if mode == "unshared" else 1])
         made.append(Contestant(mode, subject.backend, places, answer, warm_up))
     if peers:
         model = transformers_mamba(subject)

@@ -43,6 +43,7 @@ from ..model import VLMamba, random_model
 from ..scan import causal_conv, selective_scan
 from ..scan.mamba_ssm import selective_scan_fn
 from . import measure, report
+from .command import LENGTHS
 from .contestants import calls, spread
 from .profiles import PROFILES, AboutImage, draw
 from .subject import PAD, Subject, numbered_tokenizer, of_adapter, strengthen
@@ -279,7 +280,7 @@ def compare(subject: Subject, results: Results, batch: Sequence[ImageQuestions],
 
 
 def lengths(subject: Subject, results: Results, out: Path, small: bool, repeats: int, seed: int) -> None:
-    wanted = (64, 128) if small else (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+    wanted = (64, 128) if small else LENGTHS["cuda"]
     subject = replace(subject, name=subject.name.replace("vlmamba", "mamba").partition(" ")[0])
     rows = measure.lengths(subject, wanted, repeats, seed, lambda line: None)
     command = "python -m model_adapters.vlmamba.bench.gpu_goal --steps lengths"

@@ -27,7 +27,7 @@ from model_adapters.vlmamba.scan.eager import LOG2E
 from vlmamba_eval.types import UsageError
 
 # Channels of a block. Of the scan 128: their 16 states in float32 are 8 KB, and a token's inputs stay beside them.
-# Where there are no states, or too few tokens to profit from them, a program should have more to do.
+# Where there are no states, or a row is a single token, a program should have more to do.
 BLOCK, WIDE = 128, 768
 
 config.THREADING_LAYER = "omp"  # pyright: ignore[reportAttributeAccessIssue]
