@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,15 @@ def interrupted(out: Path, number: int) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(arguments, child.returncode, output, errors)
 
 
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """A shell starts what stands before `&` with SIGINT ignored, and its children inherit that, but not a handler."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interruption_is_resumable_and_says_so(tmp_path: Path, number: int, code: int) -> None:
     done = interrupted(tmp_path, number)
