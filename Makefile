@@ -44,7 +44,7 @@ train-tiny: $(VENV)/.trains
 	$(BIN)/vlmamba-train tiny --out runs/tiny $(if $(MICRO),$(foreach stage,$(STAGES),--set $(stage).micro_batch_size=$(MICRO)))
 
 samples: $(VENV)/.installed
-	$(BIN)/python -m tasks.samples
+	$(BIN)/python -m vlmamba_eval.tasks.samples
 
 clean:
 	rm -rf $(VENV) demo

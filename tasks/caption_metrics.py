@@ -21,12 +21,18 @@ from typing import TYPE_CHECKING, Any
 from vlmamba_eval.types import EvalError
 
 if TYPE_CHECKING:
-    from vlmamba_eval.stats import Floats, Sums
+    from vlmamba_eval.sums import Floats, Sums
 
 Tokens = dict[str, list[str]]  # tokenised sentences, joined by spaces, by picture
 WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 ORDERS = (1, 2, 3, 4)  # of BLEU's n-grams
 METEOR = 23  # statistics of a sentence
+COLUMNS = (
+    *("official", "plain", "cider", "cider_domain", "cider_plain", "rouge_l", "bleu length", "bleu closest"),
+    *(f"bleu {which} {order}" for which in ("right", "given") for order in ORDERS),
+    *(f"meteor {i:02}" for i in range(METEOR)),
+)
+"""What each picture adds to the sums."""
 JAVA = ("java", "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8")
 
 
@@ -190,8 +196,8 @@ def bleu(sums: Sums, order: int) -> Floats:
     small, tiny = 1e-9, 1e-15
     product: Any = 1.0
     for k in ORDERS[:order]:
-        product = product * (sums[f"bleu right {k}"] + tiny) / (sums[f"bleu given {k}"] + small)
-    length = (sums["bleu length"] + tiny) / (sums["bleu closest"] + small)
+        product = product * (sums(f"bleu right {k}") + tiny) / (sums(f"bleu given {k}") + small)
+    length = (sums("bleu length") + tiny) / (sums("bleu closest") + small)
     return product ** (1 / order) * np.exp(np.minimum(0, 1 - 1 / length))
 
 
@@ -205,7 +211,7 @@ def meteor(sums: Sums) -> Floats:
     import numpy as np
 
     alpha, beta, gamma, delta = 0.85, 0.2, 0.6, 0.75
-    s = [sums[f"meteor {i:02}"] for i in range(METEOR)]
+    s = [sums(f"meteor {i:02}") for i in range(METEOR)]
     words, function, chunks, matched = s[0:2], s[2:4], s[20], s[21:23]
     share = []
     for side in (0, 1):

@@ -22,16 +22,84 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tasks.base import Task, TaskInfo
-from tasks.caption_metrics import ORDERS, WORD, Corpus, bleu, meteor
-from vlmamba_eval.types import DataError, Graded, ImageRef, Metric, Sample, Verdict
+from vlmamba_eval.task import Task, TaskInfo
+from vlmamba_eval.tasks.caption_metrics import COLUMNS, ORDERS, Corpus, bleu, meteor
+from vlmamba_eval.types import DataError, Graded, ImageRef, Loaded, Metric, Sample, Verdict
 
 if TYPE_CHECKING:
-    from vlmamba_eval.data import Folder, Hub, Row
-    from vlmamba_eval.stats import Sums
+    from vlmamba_eval.folder import Folder
+    from vlmamba_eval.hub import Hub
+    from vlmamba_eval.rows import Row
+    from vlmamba_eval.sums import Sums
 
 PROMPT = "Provide a one-sentence caption for the provided image."
 DOMAINS = ("in-domain", "near-domain", "out-domain")  # of NoCaps
+
+
+COCO = TaskInfo(
+    name="coco_caption",
+    title="COCO captions",
+    measures="a sentence about an everyday scene",
+    split="Karpathy test",
+    questions=5_000,
+    images=5_000,
+    headline="cider",
+    max_new_tokens=64,
+    paper="https://arxiv.org/abs/1504.00325",
+    scorer="https://github.com/tylin/coco-caption",
+    folders=("coco_caption", "coco"),
+    sources=(
+        "dataset_coco.json: caption_datasets.zip of https://cs.stanford.edu/people/karpathy/deepimagesent, into "
+        "coco_caption",
+        "The pictures: COCO val2014 (http://images.cocodataset.org/zips/val2014.zip, 6 GB) into coco_caption/val2014",
+    ),
+)
+NOCAPS = replace(
+    COCO,
+    name="nocaps",
+    title="NoCaps",
+    measures="a sentence about things that COCO does not show",
+    split="val",
+    questions=4_500,
+    images=4_500,
+    paper="https://arxiv.org/abs/1812.08658",
+    folders=("nocaps",),
+    hub="lmms-lab-encoder/NoCaps",
+    sources=(
+        "https://nocaps.s3.amazonaws.com/nocaps_val_4500_captions.json into nocaps; its pictures into nocaps/val",
+    ),
+)
+FLICKR30K = replace(
+    COCO,
+    name="flickr30k",
+    title="Flickr30k",
+    measures="a sentence about people and what they do",
+    questions=1_000,
+    images=1_000,
+    paper="https://aclanthology.org/Q14-1006",
+    folders=("flickr30k",),
+    sources=(
+        "dataset_flickr30k.json: caption_datasets.zip of https://cs.stanford.edu/people/karpathy/deepimagesent, into "
+        "flickr30k",
+        "The pictures, after a form: https://shannon.cs.illinois.edu/DenotationGraph, into flickr30k/flickr30k-images",
+    ),
+)
+TEXTCAPS = replace(
+    COCO,
+    name="textcaps",
+    title="TextCaps",
+    measures="a sentence about a picture that needs the text in it",
+    split="val",
+    questions=3_166,
+    images=3_166,
+    paper="https://arxiv.org/abs/2003.12462",
+    folders=("textcaps", "textvqa"),
+    hub="lmms-lab-encoder/TextCaps",
+    sources=(
+        "https://dl.fbaipublicfiles.com/textvqa/data/textcaps/TextCaps_0.1_val.json into textcaps",
+        "The pictures: https://dl.fbaipublicfiles.com/textvqa/images/train_val_images.zip into textcaps/train_images",
+    ),
+)
 
 
 class Picture(NamedTuple):
@@ -43,19 +111,19 @@ class Picture(NamedTuple):
 
 
 class Captions(Task):
+    columns = COLUMNS
+
     def __init__(self, info: TaskInfo, read: Callable[[Folder], Iterator[Picture]], hub: tuple[str, str] = ("", "")):
         self.info = info
         self.read = read
         self.hub_split, self.hub_column = hub
 
-    def load(self, data: Folder) -> list[Sample]:
-        return _samples(self.read(data))
+    def load(self, data: Folder) -> Loaded:
+        return _loaded(self.read(data))
 
-    def load_hub(self, hub: Hub) -> list[Sample]:
-        if not self.info.hub:
-            return super().load_hub(hub)
+    def load_hub(self, hub: Hub) -> Loaded:
         rows = hub.rows(self.info.hub, self.hub_split, image="image")
-        return _samples(
+        return _loaded(
             Picture(row.identifier("image_id"), row.image("image"), row.texts(self.hub_column), row.where)
             for row in rows
         )
@@ -64,49 +132,44 @@ class Captions(Task):
         return sample.question
 
     def grade(self, sample: Sample, text: str) -> Verdict:
-        """For the running score only: the F1 of distinct words with the nearest reference. No table shows it."""
-        words = set(WORD.findall(text.lower()))
-        overlaps = [
-            2 * len(words & reference) / max(len(words) + len(reference), 1)
-            for reference in (set(WORD.findall(sentence.lower())) for sentence in sample.target or ())
-        ]
-        return Verdict(text, max(overlaps), bool(text.strip()))
+        """A caption by itself is worth nothing that could be added up: CIDEr weighs words by the whole list."""
+        return Verdict(text, 0.0, bool(text.strip()))
 
-    def grade_all(self, answered: Sequence[tuple[Sample, str]]) -> list[Verdict]:
+    def grade_all(self, answered: Sequence[tuple[Sample, str]], extra: Corpus) -> list[Verdict]:
         """The captions' amounts, from one start of each program for the whole list."""
         if not answered:
             return []
-        corpus: Corpus = answered[0][0].fields["corpus"]
-        amounts = corpus.amounts({sample.id: text for sample, text in answered})
+        amounts = extra.amounts({sample.id: text for sample, text in answered})
         return [replace(self.grade(sample, text), also=amounts[sample.id]) for sample, text in answered]
 
-    def count(self, graded: Sequence[Graded]) -> Iterator[tuple[str, float]]:
+    def count_image(self, items: Sequence[Graded], extra: Corpus) -> Iterator[tuple[str, str, float]]:
         """A missing caption counts as an empty one."""
-        for item in graded:
-            corpus: Corpus = item.sample.fields["corpus"]
-            amounts = item.verdict.also if item.verdict else corpus.blank.get(item.sample.id, {})
-            yield from amounts.items()
+        for item in items:
+            amounts = item.verdict.also if item.verdict else extra.blank.get(item.sample.id, {})
+            for name, amount in amounts.items():
+                yield name, "all", amount
             for group in item.sample.groups:
-                yield f"official|{group}", amounts.get("official", 0.0)
-                yield f"cider|{group}", amounts.get("cider_domain", 0.0)
+                yield "official", group, amounts.get("official", 0.0)
+                yield "cider", group, amounts.get("cider_domain", 0.0)
 
     def metrics(self, sums: Sums) -> Iterator[Metric]:
-        """In percent; NaN where Java is missing. CIDEr is no percentage: it has no bound that is ever near."""
-        n = sums["official"]
+        """In percent; NaN if Java is missing. CIDEr is not a percentage: its bound is never reached in practice."""
+        n = sums("official")
         computed = sums.ratio(n, n)  # 1, or NaN
-        yield Metric("cider", 100 * sums.ratio(sums["cider"], n), headline=True, upper=None)
+        yield Metric("cider", 100 * sums.ratio(sums("cider"), n), headline=True, upper=None)
         for order in ORDERS:
             yield Metric(f"bleu_{order}", 100 * computed * bleu(sums, order))
         yield Metric("meteor", 100 * computed * meteor(sums))
-        yield Metric("rouge_l", 100 * sums.ratio(sums["rouge_l"], n))
-        plain = sums["cider_plain"]
-        yield Metric("cider_plain", 100 * sums.ratio(plain, sums["plain"]), upper=None)
+        yield Metric("rouge_l", 100 * sums.ratio(sums("rouge_l"), n))
+        plain = sums("cider_plain")
+        yield Metric("cider_plain", 100 * sums.ratio(plain, sums("plain")), upper=None)
         for group in sums.groups:
-            value = 100 * sums.ratio(sums[f"cider|{group}"], sums[f"official|{group}"])
+            value = 100 * sums.ratio(sums("cider", group), sums("official", group))
             yield Metric("cider", value, category=group, upper=None)
 
 
-def _samples(pictures: Iterator[Picture]) -> list[Sample]:
+def _loaded(pictures: Iterator[Picture]) -> Loaded:
+    """The samples, and as what belongs to the list the corpus of all captions."""
     corpus = Corpus()
     samples: list[Sample] = []
     for picture in pictures:
@@ -116,11 +179,10 @@ def _samples(pictures: Iterator[Picture]) -> list[Sample]:
         if picture.domain:
             corpus.domains[picture.id] = picture.domain
         groups = (picture.domain,) if picture.domain else ()
-        fields: dict[str, Any] = {"corpus": corpus}
         samples.append(
-            Sample(picture.id, picture.image, PROMPT, picture.references, (), groups, fields, where=picture.where)
+            Sample(picture.id, picture.image, PROMPT, picture.references, groups=groups, where=picture.where)
         )
-    return samples
+    return Loaded(samples, corpus)
 
 
 # =============================================================================
@@ -193,71 +255,6 @@ def _textcaps(data: Folder) -> Iterator[Picture]:
         elif sorted(seen[key]) != sorted(references):
             row.fail(f"picture {key} has other captions in an earlier row.")
 
-
-COCO = TaskInfo(
-    name="coco_caption",
-    title="COCO captions",
-    measures="a sentence about an everyday scene",
-    split="Karpathy test",
-    questions=5_000,
-    images=5_000,
-    headline="cider",
-    max_new_tokens=64,
-    paper="https://arxiv.org/abs/1504.00325",
-    scorer="https://github.com/tylin/coco-caption",
-    folders=("coco_caption", "coco"),
-    sources=(
-        "dataset_coco.json: caption_datasets.zip of https://cs.stanford.edu/people/karpathy/deepimagesent, into "
-        "coco_caption",
-        "The pictures: COCO val2014 (http://images.cocodataset.org/zips/val2014.zip, 6 GB) into coco_caption/val2014",
-    ),
-)
-NOCAPS = replace(
-    COCO,
-    name="nocaps",
-    title="NoCaps",
-    measures="a sentence about things that COCO does not show",
-    split="val",
-    questions=4_500,
-    images=4_500,
-    paper="https://arxiv.org/abs/1812.08658",
-    folders=("nocaps",),
-    hub="lmms-lab-encoder/NoCaps",
-    sources=(
-        "https://nocaps.s3.amazonaws.com/nocaps_val_4500_captions.json into nocaps; its pictures into nocaps/val",
-    ),
-)
-FLICKR30K = replace(
-    COCO,
-    name="flickr30k",
-    title="Flickr30k",
-    measures="a sentence about people and what they do",
-    questions=1_000,
-    images=1_000,
-    paper="https://aclanthology.org/Q14-1006",
-    folders=("flickr30k",),
-    sources=(
-        "dataset_flickr30k.json: caption_datasets.zip of https://cs.stanford.edu/people/karpathy/deepimagesent, into "
-        "flickr30k",
-        "The pictures, after a form: https://shannon.cs.illinois.edu/DenotationGraph, into flickr30k/flickr30k-images",
-    ),
-)
-TEXTCAPS = replace(
-    COCO,
-    name="textcaps",
-    title="TextCaps",
-    measures="a sentence about a picture that needs the text in it",
-    split="val",
-    questions=3_166,
-    images=3_166,
-    paper="https://arxiv.org/abs/2003.12462",
-    folders=("textcaps", "textvqa"),
-    hub="lmms-lab-encoder/TextCaps",
-    sources=(
-        "https://dl.fbaipublicfiles.com/textvqa/data/textcaps/TextCaps_0.1_val.json into textcaps",
-        "The pictures: https://dl.fbaipublicfiles.com/textvqa/images/train_val_images.zip into textcaps/train_images",
-    ),
-)
 
 TASKS = (
     Captions(COCO, _coco),

@@ -20,49 +20,66 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.base import SHORT_ANSWER, Task, TaskInfo, accuracy_metrics, llava_question, write_submission
-from vlmamba_eval.types import Graded, ImageRef, Metric, Sample, Verdict
+from vlmamba_eval.task import SHORT_ANSWER, Task, TaskInfo, accuracy_metrics, llava_question, write_submission
+from vlmamba_eval.types import Graded, ImageRef, Loaded, Metric, Sample, Verdict
 
 if TYPE_CHECKING:
-    from vlmamba_eval.data import Folder, Hub, Row
-    from vlmamba_eval.stats import Sums
+    from vlmamba_eval.folder import Folder
+    from vlmamba_eval.hub import Hub
+    from vlmamba_eval.rows import Row
+    from vlmamba_eval.sums import Sums
 
 QUESTIONS = "testdev_balanced_questions.json"
+Gold = dict[str, set[str]]  # from a global group to the gold answers of its questions
 NO_STEP = ("exist", "query: name", "choose name")  # operations that the official script does not count as reasoning
 
 
-class Gqa(Task):
-    info = TaskInfo(
-        name="gqa",
-        title="GQA",
-        measures="compositional reasoning over scenes (short open and yes/no answers)",
-        split="testdev_balanced",
-        questions=12_578,
-        images=398,
-        headline="accuracy",
-        max_new_tokens=128,
-        paper="https://arxiv.org/abs/1902.09506",
-        scorer="https://github.com/haotian-liu/LLaVA/blob/c121f0432da2/scripts/convert_gqa_for_eval.py",
-        folders=("gqa/data", "gqa"),
-        hub="lmms-lab-encoder/GQA",
-        sha256="1218aadb1df4a4694a39f0c0de45e3e0bb3e926146866aa825c6960c54f07f50",
-        sources=(
-            "Questions: https://cs.stanford.edu/people/dorarad/gqa/download.html (version 1.2, 1.4 GB), file "
-            f"{QUESTIONS} into gqa",
-            "Pictures: the same page (20 GB; 398 of them are needed) into gqa/images",
-        ),
-    )
+GQA = TaskInfo(
+    name="gqa",
+    title="GQA",
+    measures="compositional reasoning over scenes (short open and yes/no answers)",
+    split="testdev_balanced",
+    questions=12_578,
+    images=398,
+    headline="accuracy",
+    max_new_tokens=128,
+    paper="https://arxiv.org/abs/1902.09506",
+    scorer="https://github.com/haotian-liu/LLaVA/blob/c121f0432da2/scripts/convert_gqa_for_eval.py",
+    folders=("gqa/data", "gqa"),
+    files=(f"*{QUESTIONS}", f"questions*/{QUESTIONS}"),
+    llava_file="llava_gqa_testdev_balanced.jsonl",
+    hub="lmms-lab-encoder/GQA",
+    sha256="1218aadb1df4a4694a39f0c0de45e3e0bb3e926146866aa825c6960c54f07f50",
+    sources=(
+        "Questions: https://cs.stanford.edu/people/dorarad/gqa/download.html (version 1.2, 1.4 GB), file "
+        f"{QUESTIONS} into gqa",
+        "Pictures: the same page (20 GB; 398 of them are needed) into gqa/images",
+    ),
+)
 
-    def load(self, data: Folder) -> list[Sample]:
-        images = data.find_optional("images") or data.root / "gqa" / "images"
+
+class Gqa(Task):
+    info = GQA
+    columns = ("gold", "said")
+
+    def load(self, data: Folder) -> Loaded:
+        images = _pictures(data)
         names = (QUESTIONS, f"questions1.2/{QUESTIONS}", f"questions/{QUESTIONS}")
-        llava = data.find_optional("llava_gqa_testdev_balanced.jsonl")
-        if llava and not data.find_optional(*names):
-            return [
+        table = data.table(data.find(*names, what="GQA's question file"))
+        return _with_gold(
+            _sample(key, data.image(images, f"{row.identifier('imageId')}.jpg", row.where), row)
+            for key, row in table.items()
+            if row.get("isBalanced")  # only balanced questions count in the official script
+        )
+
+    def load_llava(self, data: Folder, path: Path) -> Loaded:
+        images = _pictures(data)
+        return Loaded(
+            [
                 Sample(
                     id=row.identifier("question_id"),
                     image=data.image(images, row.text("image"), row.where),
@@ -70,27 +87,20 @@ class Gqa(Task):
                     target=None,
                     where=row.where,
                 )
-                for row in data.jsonl(llava)
+                for row in data.jsonl(path)
             ]
-        table = data.table(data.find(*names, what="GQA's question file"))
-        gold: dict[str, set[str]] = defaultdict(set)
-        return [
-            _sample(key, data.image(images, f"{row.identifier('imageId')}.jpg", row.where), row, gold)
-            for key, row in table.items()
-            if row.get("isBalanced")  # only balanced questions count in the official script
-        ]
+        )
 
-    def load_hub(self, hub: Hub) -> list[Sample]:
+    def load_hub(self, hub: Hub) -> Loaded:
         pictures = hub.rows(self.info.hub, "testdev", config="testdev_balanced_images", image="image")
         images = {row.identifier("id"): row.image("image") for row in pictures}
-        gold: dict[str, set[str]] = defaultdict(set)
         samples: list[Sample] = []
         for row in hub.rows(self.info.hub, "testdev", config="testdev_balanced_instructions"):
             image = images.get(row.identifier("imageId"))
             if image is None:
                 row.fail(f"picture {row.get('imageId')!r} is not among the {len(images)} of testdev_balanced_images.")
-            samples.append(_sample(row.identifier("id"), image, row, gold))
-        return samples
+            samples.append(_sample(row.identifier("id"), image, row))
+        return _with_gold(samples)
 
     def prompt(self, sample: Sample) -> str:
         return f"{sample.question}\n{SHORT_ANSWER}"
@@ -100,28 +110,40 @@ class Gqa(Task):
         prediction = text.rstrip(".").lower()
         return Verdict(prediction, float(prediction == sample.target), valid=bool(prediction.strip()))
 
-    def count(self, graded: Sequence[Graded]) -> Iterator[tuple[str, float]]:
-        yield from super().count(graded)
-        for item in graded:
+    def count_image(self, items: Sequence[Graded], extra: Gold) -> Iterator[tuple[str, str, float]]:
+        """What `distribution` compares, by global group and answer: how often it is gold, and how often it was said."""
+        for item in items:
             group = item.sample.fields["global group"]
             if group is not None:
-                yield f"gold|{group}|{item.sample.target}", 1
+                yield "gold", f"{group}|{item.sample.target}", 1
                 # The official sum runs over gold answers; other predictions play no part.
-                if item.verdict and item.verdict.parsed in item.sample.fields["its answers"]:
-                    yield f"said|{group}|{item.verdict.parsed}", 1
+                if item.verdict and item.verdict.parsed in extra[group]:
+                    yield "said", f"{group}|{item.verdict.parsed}", 1
 
     def metrics(self, sums: Sums) -> Iterator[Metric]:
         yield from accuracy_metrics(sums)
         yield Metric("distribution", _distribution(sums), upper=None)
 
-    def submit(self, samples: Sequence[Sample], answers: Mapping[str, str], folder: Path) -> list[Path]:
+    def submit(self, samples: Sequence[Sample], answers: Mapping[str, str], folder: Path, extra: Gold) -> list[Path]:
         """`testdev_balanced_predictions.json`, the input of the official eval.py, which wants every question."""
         rows = [{"questionId": s.id, "prediction": self.grade(s, answers[s.id]).parsed} for s in samples]
         return [write_submission(folder / "testdev_balanced_predictions.json", json.dumps(rows))]
 
 
-def _sample(key: str, image: ImageRef, row: Row, gold: dict[str, set[str]]) -> Sample:
-    """A sample; its answer joins the gold answers of its global group, which all samples of the group hold."""
+def _pictures(data: Folder) -> Path:
+    return data.find_optional("images") or data.root / "gqa" / "images"
+
+
+def _with_gold(samples: Iterable[Sample]) -> Loaded:
+    """The samples, and as what belongs to the list the gold answers of each global group."""
+    gold: Gold = defaultdict(set)
+    found = list(samples)
+    for sample in found:
+        gold[sample.fields["global group"]].add(str(sample.target))
+    return Loaded(found, gold)
+
+
+def _sample(key: str, image: ImageRef, row: Row) -> Sample:
     types, question, answer = row.row("types"), row.text("question"), row.text("answer")
     structural = types.text("structural")
     steps = sum(
@@ -136,8 +158,7 @@ def _sample(key: str, image: ImageRef, row: Row, gold: dict[str, set[str]]) -> S
         f"words/{len(question.split())}",
     )
     group = row.row("groups").get("global")
-    gold[group].add(answer)
-    fields = {"global group": group, "its answers": gold[group]}
+    fields = {"global group": group}
     return Sample(key, image, question, answer, groups=groups, fields=fields, where=row.where)
 
 
@@ -149,13 +170,11 @@ def _distribution(sums: Sums) -> Any:
     """
     size: dict[str, Any] = defaultdict(lambda: 0 * sums.n())
     chi_square: dict[str, Any] = defaultdict(lambda: 0 * sums.n())
-    for column in sums.columns:
-        kind, _, place = column.partition("|")
-        if kind == "gold":
-            expected, observed, group = sums[column], sums[f"said|{place}"], place.split("|")[0]
-            size[group] += expected
-            # An answer that is not gold in a bootstrap replicate has no term there.
-            chi_square[group] += (expected > 0) * (observed - expected) ** 2 / (expected + (expected == 0))
+    for place in sums.groups_of("gold"):
+        expected, observed, group = sums("gold", place), sums("said", place), place.split("|")[0]
+        size[group] += expected
+        # An answer that is not gold in a bootstrap replicate has no term there.
+        chi_square[group] += (expected > 0) * (observed - expected) ** 2 / (expected + (expected == 0))
     weighted = sum((size[group] * chi_square[group] for group in size), 0 * sums.n())
     return sums.ratio(weighted, sum(size.values(), 0 * sums.n())) / 100
 

@@ -24,13 +24,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.base import LETTER_ANSWER, LETTERS, Task, TaskInfo, lettered
-from tasks.options import read_choice, read_choice_vlmevalkit
-from vlmamba_eval.types import DataError, Graded, ImageRef, Metric, Sample, Verdict
+from vlmamba_eval.task import LETTER_ANSWER, LETTERS, Task, TaskInfo, lettered
+from vlmamba_eval.tasks.options import read_choice, read_choice_vlmevalkit
+from vlmamba_eval.types import DataError, Graded, ImageRef, Loaded, Metric, Sample, Verdict
 
 if TYPE_CHECKING:
-    from vlmamba_eval.data import Folder, Hub, Row
-    from vlmamba_eval.stats import Sums
+    from vlmamba_eval.folder import Folder
+    from vlmamba_eval.hub import Hub
+    from vlmamba_eval.rows import Row
+    from vlmamba_eval.sums import Sums
 
 OPTIONS = tuple(LETTERS[:4])
 PASS = 1_000_000
@@ -38,21 +40,64 @@ READINGS = ("", "_exact", "_vlmevalkit")
 SUBMISSION = ("index", "question", *OPTIONS, "prediction", "answer", "split")
 
 
+JULY = TaskInfo(
+    name="mmbench",
+    title="MMBench",
+    measures="twenty abilities by multiple choice, right only if right in every rotation of the options",
+    split="dev 20230712",
+    questions=4_377,
+    images=None,
+    headline="circular_accuracy",
+    max_new_tokens=1024,
+    paper="https://arxiv.org/abs/2307.06281",
+    scorer="https://github.com/haotian-liu/LLaVA/blob/c121f0432da2/scripts/convert_mmbench_for_submission.py",
+    folders=("mmbench", "MMBench"),
+    sources=(
+        "https://download.openmmlab.com/mmclassification/datasets/mmbench/mmbench_dev_20230712.tsv into mmbench; "
+        "the pictures are inside",
+    ),
+)
+OCTOBER = replace(
+    JULY,
+    name="mmbench_20231003",
+    title="MMBench (20231003)",
+    split="dev 20231003",
+    questions=4_329,
+    scorer="https://github.com/open-compass/VLMEvalKit/blob/e8e78f0/vlmeval/dataset/utils/multiple_choice.py",
+    hub="lmms-lab-encoder/MMBench",
+    sources=(
+        "https://download.openmmlab.com/mmclassification/datasets/mmbench/mmbench_dev_en_20231003.tsv into mmbench "
+        "(or VLMEvalKit's MMBench_DEV_EN.tsv)",
+    ),
+)
+CHINESE = replace(
+    OCTOBER,
+    name="mmbench_cn",
+    title="MMBench-CN",
+    measures="MMBench in Chinese",
+    split="dev cn 20231003",
+    sources=(
+        "https://download.openmmlab.com/mmclassification/datasets/mmbench/mmbench_dev_cn_20231003.tsv into mmbench "
+        "(or VLMEvalKit's MMBench_DEV_CN.tsv)",
+    ),
+)
+
+
 class MMBench(Task):
+    columns = ("questions", *(f"circular{name}" for name in READINGS))
+
     def __init__(self, info: TaskInfo, files: tuple[str, ...], suffix: str = LETTER_ANSWER, config: str = "") -> None:
         self.info = info
         self.files = files
         self.suffix = suffix
         self.config = config  # of the hub's data set
 
-    def load(self, data: Folder) -> list[Sample]:
+    def load(self, data: Folder) -> Loaded:
         path = data.find(*self.files, what="MMBench's tab-separated file")
-        return _samples(data.tsv(path, ("index", "question", "A", "B", "image")), absent="")
+        return Loaded(_samples(data.tsv(path, ("index", "question", "A", "B", "image")), absent=""))
 
-    def load_hub(self, hub: Hub) -> list[Sample]:
-        if not self.config:
-            return super().load_hub(hub)
-        return _samples(hub.rows(self.info.hub, "dev", config=self.config, image="image"), absent="nan")
+    def load_hub(self, hub: Hub) -> Loaded:
+        return Loaded(_samples(hub.rows(self.info.hub, "dev", config=self.config, image="image"), absent="nan"))
 
     def prompt(self, sample: Sample) -> str:
         hint = f"{sample.fields['hint']}\n" if sample.fields["hint"] else ""
@@ -64,22 +109,21 @@ class MMBench(Task):
         others = {name: 1.0 for name, letter in also.items() if letter == sample.target}
         return Verdict(parsed, float(parsed == sample.target), parsed is not None, others)
 
-    def count(self, graded: Sequence[Graded]) -> Iterator[tuple[str, float]]:
-        """Rows, and questions (bases) with all passes right: all passes of a question show the same picture."""
-        yield from super().count(graded)
+    def count_image(self, items: Sequence[Graded], extra: None) -> Iterator[tuple[str, str, float]]:
+        """Questions (bases) with all passes right: all passes of a question show the same picture."""
         questions: dict[int, list[Graded]] = defaultdict(list)
-        for item in graded:
+        for item in items:
             questions[item.sample.fields["base"]].append(item)
         for passes in questions.values():
             right = {name: all(_right(item.verdict, name) for item in passes) for name in READINGS}
             for group in ("all", *(g for g in passes[0].sample.groups if g != "pass 0")):
-                yield f"questions|{group}", 1
+                yield "questions", group, 1
                 for name in READINGS:
-                    yield f"circular{name}|{group}", right[name]
+                    yield f"circular{name}", group, right[name]
 
     def metrics(self, sums: Sums) -> Iterator[Metric]:
         def circular(name: str, group: str = "all"):
-            return 100 * sums.ratio(sums[f"circular{name}|{group}"], sums[f"questions|{group}"])
+            return 100 * sums.ratio(sums(f"circular{name}", group), sums("questions", group))
 
         yield Metric("circular_accuracy", circular(""), headline=True)
         yield Metric("circular_accuracy_exact", circular("_exact"))
@@ -94,9 +138,9 @@ class MMBench(Task):
         """The letters: the prompt shows the options and asks for one."""
         return OPTIONS[: len(sample.choices)]
 
-    def submit(self, samples: Sequence[Sample], answers: Mapping[str, str], folder: Path) -> list[Path]:
+    def submit(self, samples: Sequence[Sample], answers: Mapping[str, str], folder: Path, extra: None) -> list[Path]:
         """The sheet that the server read: one row a pass, the model's text as it is in column `prediction`."""
-        from tasks.sheet import write_sheet
+        from vlmamba_eval.tasks.sheet import write_sheet
 
         rows = []
         for sample in samples:
@@ -166,48 +210,6 @@ def _whole(row: Row, text: str) -> int:
         row.fail(f"field 'index' should be a whole number, found {text!r}.")
     return int(text)
 
-
-JULY = TaskInfo(
-    name="mmbench",
-    title="MMBench",
-    measures="twenty abilities by multiple choice, right only if right in every rotation of the options",
-    split="dev 20230712",
-    questions=4_377,
-    images=None,
-    headline="circular_accuracy",
-    max_new_tokens=1024,
-    paper="https://arxiv.org/abs/2307.06281",
-    scorer="https://github.com/haotian-liu/LLaVA/blob/c121f0432da2/scripts/convert_mmbench_for_submission.py",
-    folders=("mmbench", "MMBench"),
-    sources=(
-        "https://download.openmmlab.com/mmclassification/datasets/mmbench/mmbench_dev_20230712.tsv into mmbench; "
-        "the pictures are inside",
-    ),
-)
-OCTOBER = replace(
-    JULY,
-    name="mmbench_20231003",
-    title="MMBench (20231003)",
-    split="dev 20231003",
-    questions=4_329,
-    scorer="https://github.com/open-compass/VLMEvalKit/blob/e8e78f0/vlmeval/dataset/utils/multiple_choice.py",
-    hub="lmms-lab-encoder/MMBench",
-    sources=(
-        "https://download.openmmlab.com/mmclassification/datasets/mmbench/mmbench_dev_en_20231003.tsv into mmbench "
-        "(or VLMEvalKit's MMBench_DEV_EN.tsv)",
-    ),
-)
-CHINESE = replace(
-    OCTOBER,
-    name="mmbench_cn",
-    title="MMBench-CN",
-    measures="MMBench in Chinese",
-    split="dev cn 20231003",
-    sources=(
-        "https://download.openmmlab.com/mmclassification/datasets/mmbench/mmbench_dev_cn_20231003.tsv into mmbench "
-        "(or VLMEvalKit's MMBench_DEV_CN.tsv)",
-    ),
-)
 
 TASKS = (
     MMBench(JULY, ("mmbench_dev_20230712.tsv",)),

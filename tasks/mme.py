@@ -21,12 +21,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.base import SHORT_ANSWER, Task, TaskInfo, llava_question, write_submission
-from vlmamba_eval.types import DataError, Graded, ImageRef, Metric, Sample, Verdict
+from vlmamba_eval.task import SHORT_ANSWER, Task, TaskInfo, llava_question, write_submission
+from vlmamba_eval.types import DataError, Graded, ImageRef, Loaded, Metric, Sample, Verdict
 
 if TYPE_CHECKING:
-    from vlmamba_eval.data import Folder, Hub
-    from vlmamba_eval.stats import Sums
+    from vlmamba_eval.folder import Folder
+    from vlmamba_eval.hub import Hub
+    from vlmamba_eval.sums import Sums
 
 RELEASE = "MME_Benchmark_release_version"
 ASK = "Please answer yes or no."  # ends every question of the release; LLaVA asks for a short answer instead
@@ -38,43 +39,52 @@ CATEGORIES = PERCEPTION + COGNITION
 OWN_FOLDER = ("posters", "celebrity", "scene", "landmark", "artwork")  # pictures in images/, questions elsewhere
 
 
+MME = TaskInfo(
+    name="mme",
+    title="MME",
+    measures="perception and cognition in 14 categories of paired yes/no questions",
+    split="release",
+    questions=2_374,
+    images=1_187,
+    headline="perception",
+    max_new_tokens=128,
+    paper="https://arxiv.org/abs/2306.13394",
+    scorer="https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models/blob/1c1d69e138b5/tools/eval_tool.zip",
+    folders=("MME", "mme"),
+    files=(f"{RELEASE}/*/*.txt", f"{RELEASE}/*/questions_answers_YN/*.txt"),
+    llava_file="llava_mme.jsonl",
+    hub="lmms-lab-encoder/MME",
+    sources=(
+        f"{RELEASE}, pictures and questions: on request from the authors "
+        "(https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models, branch Evaluation), into MME",
+    ),
+)
+
+
 class Mme(Task):
-    info = TaskInfo(
-        name="mme",
-        title="MME",
-        measures="perception and cognition in 14 categories of paired yes/no questions",
-        split="release",
-        questions=2_374,
-        images=1_187,
-        headline="perception",
-        max_new_tokens=128,
-        paper="https://arxiv.org/abs/2306.13394",
-        scorer="https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models/blob/1c1d69e138b5/tools/eval_tool.zip",
-        folders=("MME", "mme"),
-        hub="lmms-lab-encoder/MME",
-        sources=(
-            f"{RELEASE}, pictures and questions: on request from the authors "
-            "(https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models, branch Evaluation), into MME",
-        ),
+    info = MME
+    columns = (
+        "pictures",
+        "both right",
+        *(f"{target} read as {parsed}" for target in ("Yes", "No") for parsed in ("yes", "no", "other")),
     )
 
-    def load(self, data: Folder) -> list[Sample]:
-        llava, release = data.find_optional("llava_mme.jsonl"), data.find_optional(RELEASE)
-        if llava and not (release and any(release.glob("*/*.txt"))):
-            folder = release or llava.parent / RELEASE
-            samples: list[Sample] = []
-            for row in data.jsonl(llava):
-                place = row.text("image")
-                if not place.startswith(f"{row.one_of('category', CATEGORIES)}/"):
-                    row.fail(f"field 'image' should begin with its category's folder, found {place!r}.")
-                samples.append(
-                    _sample(place, data.image(folder, place, row.where), llava_question(row), None, row.where)
-                )
-            return samples
+    def load(self, data: Folder) -> Loaded:
         release = data.find(RELEASE, what="MME's release folder")
-        return [sample for category in CATEGORIES for sample in _category(data, release, category)]
+        return Loaded([sample for category in CATEGORIES for sample in _category(data, release, category)])
 
-    def load_hub(self, hub: Hub) -> list[Sample]:
+    def load_llava(self, data: Folder, path: Path) -> Loaded:
+        folder = data.find_optional(RELEASE) or path.parent / RELEASE
+        samples: list[Sample] = []
+        for row in data.jsonl(path):
+            place = row.text("image")
+            if not place.startswith(f"{row.one_of('category', CATEGORIES)}/"):
+                row.fail(f"field 'image' should begin with its category's folder, found {place!r}.")
+            image = data.image(folder, place, row.where)
+            samples.append(_sample(place, image, llava_question(row), None, row.where))
+        return Loaded(samples)
+
+    def load_hub(self, hub: Hub) -> Loaded:
         samples: list[Sample] = []
         for row in hub.rows(self.info.hub, "test", image="image"):
             category, _, name = row.text("question_id").partition("/")
@@ -83,7 +93,7 @@ class Mme(Task):
             place = f"{category}/images/{name}" if category in OWN_FOLDER else f"{category}/{name}"  # as LLaVA names it
             image = row.image("image", key=f"{self.info.hub}/{place}")  # stored once for each of its two questions
             samples.append(_sample(place, image, row.text("question"), row.one_of("answer", ("Yes", "No")), row.where))
-        return samples
+        return Loaded(samples)
 
     def prompt(self, sample: Sample) -> str:
         return f"{sample.question}\n{SHORT_ANSWER}"
@@ -97,16 +107,19 @@ class Mme(Task):
         parsed = next((word for word in ("yes", "no") if word in start), "other")
         return Verdict(parsed, float(parsed == str(sample.target).lower()), valid=parsed != "other")
 
-    def count(self, graded: Sequence[Graded]) -> Iterator[tuple[str, float]]:
+    def count(self, item: Graded) -> Iterator[tuple[str, float]]:
+        if item.verdict:
+            yield f"{item.sample.target} read as {item.verdict.parsed}", 1
+
+    def count_image(self, items: Sequence[Graded], extra: None) -> Iterator[tuple[str, str, float]]:
+        """Pictures, and those of which both questions are answered right."""
         pairs: dict[str, list[bool]] = defaultdict(list)
-        for item in graded:
+        for item in items:
             pairs[item.sample.external_id].append(item.verdict is not None and item.verdict.credit == 1)
-            if item.verdict:
-                yield f"{item.sample.target} read as {item.verdict.parsed}|{item.sample.groups[0]}", 1
         for name, right in pairs.items():
             category = name.split("/")[0]
-            yield f"pictures|{category}", 1
-            yield f"both right|{category}", len(right) == 2 and all(right)
+            yield "pictures", category, 1
+            yield "both right", category, len(right) == 2 and all(right)
 
     def metrics(self, sums: Sums) -> Iterator[Metric]:
         found = {c: _numbers(sums, c) for c in CATEGORIES if c in sums.groups}
@@ -132,7 +145,7 @@ class Mme(Task):
         question = prompt.removeprefix("<image>\n").strip().removesuffix(SHORT_ANSWER).strip().removesuffix(ASK)
         return " ".join(question.split())
 
-    def submit(self, samples: Sequence[Sample], answers: Mapping[str, str], folder: Path) -> list[Path]:
+    def submit(self, samples: Sequence[Sample], answers: Mapping[str, str], folder: Path, extra: None) -> list[Path]:
         """One text file a category, the input of calculation.py: picture, question, gold, answer, between tabs.
 
         A tab or line end within an answer would break the format and becomes a space, which reads the same.
@@ -186,11 +199,11 @@ def _numbers(sums: Sums, category: str) -> dict[str, Any]:
     """What calculation.py computes for one category; "other" answers are left out of precision and recall."""
 
     def read(target: str, parsed: str) -> Any:
-        return sums[f"{target} read as {parsed}|{category}"]
+        return sums(f"{target} read as {parsed}", category)
 
     tp, fn, fp, tn = read("Yes", "yes"), read("Yes", "no"), read("No", "yes"), read("No", "no")
     acc = 100 * sums.ratio(tp + tn, sums.n(category))
-    acc_plus = 100 * sums.ratio(sums[f"both right|{category}"], sums[f"pictures|{category}"])
+    acc_plus = 100 * sums.ratio(sums("both right", category), sums("pictures", category))
     return {
         "score": acc + acc_plus,
         "acc": acc,

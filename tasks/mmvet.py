@@ -17,49 +17,47 @@ One entry of mm-vet.json:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.base import Task, TaskInfo, write_submission
-from vlmamba_eval.types import Metric, Sample, UsageError, Verdict
+from vlmamba_eval.task import Message, Task, TaskInfo, write_submission
+from vlmamba_eval.tasks.mmvet_judge import judge_messages, read_judgement
+from vlmamba_eval.types import Loaded, Metric, Sample, UsageError, Verdict
 
 if TYPE_CHECKING:
-    from vlmamba_eval.data import Folder
-    from vlmamba_eval.stats import Sums
+    from vlmamba_eval.folder import Folder
+    from vlmamba_eval.sums import Sums
 
 ABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 
 
-class MMVet(Task):
-    info = TaskInfo(
-        name="mmvet",
-        title="MM-Vet",
-        measures="open questions that need recognition, text, knowledge, language, space and arithmetic together",
-        split="v1",
-        questions=218,
-        images=None,
-        headline="score",
-        max_new_tokens=1024,
-        paper="https://arxiv.org/abs/2308.02490",
-        scorer="https://github.com/yuweihao/MM-Vet/blob/c7ff270d86fb/mm-vet_evaluator.py",
-        folders=("mm-vet", "mmvet"),
-        scored="judge",
-        sources=("https://github.com/yuweihao/MM-Vet/releases/download/v1/mm-vet.zip, unpacked into mm-vet",),
-    )
+V1 = TaskInfo(
+    name="mmvet",
+    title="MM-Vet",
+    measures="open questions that need recognition, text, knowledge, language, space and arithmetic together",
+    split="v1",
+    questions=218,
+    images=None,
+    headline="score",
+    max_new_tokens=1024,
+    paper="https://arxiv.org/abs/2308.02490",
+    scorer="https://github.com/yuweihao/MM-Vet/blob/c7ff270d86fb/mm-vet_evaluator.py",
+    folders=("mm-vet", "mmvet"),
+    files=("mm-vet.json",),
+    llava_file="llava-mm-vet.jsonl",
+    scored="judge",
+    sources=("https://github.com/yuweihao/MM-Vet/releases/download/v1/mm-vet.zip, unpacked into mm-vet",),
+)
 
-    def load(self, data: Folder) -> list[Sample]:
+
+class MMVet(Task):
+    info = V1
+
+    def load(self, data: Folder) -> Loaded:
         """`target` stays None, for only a judge can compare with it; the official answer is `fields["gold"]`."""
-        samples: list[Sample] = []
-        if data.find_optional("mm-vet.json") is None and (llava := data.find_optional("llava-mm-vet.jsonl")):
-            for row in data.jsonl(llava):
-                number = row.identifier("question_id").removeprefix("v1_")
-                image = data.image(llava.parent / "images", row.text("image"), row.where)
-                samples.append(
-                    Sample(f"v1_{number}", image, row.text("text"), None, external_id=number, where=row.where)
-                )
-            return samples
         path = data.find("mm-vet.json", what="MM-Vet's questions")
+        samples: list[Sample] = []
         for key, row in data.table(path).items():
             image = data.image(path.parent / "images", row.text("imagename"), row.where)
             abilities = row.texts("capability")
@@ -71,33 +69,34 @@ class MMVet(Task):
             samples.append(
                 Sample(key, image, row.text("question"), None, (), groups, fields, external_id=number, where=row.where)
             )
-        return samples
+        return Loaded(samples)
+
+    def load_llava(self, data: Folder, path: Path) -> Loaded:
+        samples: list[Sample] = []
+        for row in data.jsonl(path):
+            number = row.identifier("question_id").removeprefix("v1_")
+            image = data.image(path.parent / "images", row.text("image"), row.where)
+            samples.append(Sample(f"v1_{number}", image, row.text("text"), None, external_id=number, where=row.where))
+        return Loaded(samples)
 
     def prompt(self, sample: Sample) -> str:
         return sample.question
 
     def grade(self, sample: Sample, text: str) -> Verdict:
-        raise UsageError("MM-Vet's answers are graded by a judge: `vlmamba-eval judge RUN` says how.")
+        raise UsageError("MM-Vet's answers are graded by a judge: see `vlmamba-eval judge --help`.")
 
     def metrics(self, sums: Sums) -> Iterator[Metric]:
         for group in ("all", *sums.groups):
             value = 100 * sums.ratio(sums.credit(group), sums.n(group))
             yield Metric("score", value, category=group, headline=group == "all")
 
-    def judge(
-        self,
-        samples: Sequence[Sample],
-        answers: Mapping[str, str],
-        cache: Path,
-        url: str,
-        model: str,
-        judged: Callable[[int, int], None] = lambda done, total: None,
-    ) -> dict[str, Verdict]:
-        from tasks.mmvet_judge import judge
+    def judge_messages(self, sample: Sample, answer: str) -> list[Message]:
+        return judge_messages(sample, answer)
 
-        return judge(samples, answers, cache, url, model, judged=judged)
+    def read_judgement(self, reply: str) -> float | None:
+        return read_judgement(reply)
 
-    def submit(self, samples: Sequence[Sample], answers: Mapping[str, str], folder: Path) -> list[Path]:
+    def submit(self, samples: Sequence[Sample], answers: Mapping[str, str], folder: Path, extra: None) -> list[Path]:
         """The JSON object that the authors' evaluator reads: {"v1_0": "..."}."""
         content = {sample.id: answers[sample.id] for sample in samples}
         return [write_submission(folder / "mmvet.json", json.dumps(content, indent=2) + "\n")]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from tasks.base import LETTERS
+from vlmamba_eval.task import LETTERS
 
 LEADING = re.compile(r"\s*(?:\(([A-H])\)|([A-H])(?:[.):,]|\s*$))")
 

@@ -15,115 +15,22 @@ One row of coco_pope_popular.json, which is JSON lines in spite of its name:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.base import SHORT_ANSWER, Task, TaskInfo, llava_question
-from vlmamba_eval.types import Graded, ImageRef, Metric, Sample, Verdict
+from vlmamba_eval.task import SHORT_ANSWER, Task, TaskInfo, llava_question
+from vlmamba_eval.types import Graded, ImageRef, Loaded, Metric, Sample, Verdict
 
 if TYPE_CHECKING:
-    from vlmamba_eval.data import Folder, Hub
-    from vlmamba_eval.stats import Sums
+    from vlmamba_eval.folder import Folder
+    from vlmamba_eval.hub import Hub
+    from vlmamba_eval.sums import Sums
 
 SPLITS = ("adversarial", "random", "popular")  # in the order of LLaVA's question file
 FIRST_ID = {"adversarial": 0, "random": 10_000_000, "popular": 20_000_000}  # LLaVA's question_id minus POPE's
 OUTCOME = {("yes", "yes"): "TP", ("yes", "no"): "FP", ("no", "no"): "TN", ("no", "yes"): "FN"}  # (answer, label)
-
-
-class Pope(Task):
-    def __init__(self, info: TaskInfo) -> None:
-        self.info = info
-
-    def load(self, data: Folder) -> list[Sample]:
-        images = data.find_optional("val2014", "coco/val2014", "vqav2/val2014") or data.root / "pope" / "val2014"
-        names = {s: (f"coco/coco_pope_{s}.json", f"output/coco/coco_pope_{s}.json") for s in SPLITS}
-        llava = data.find_optional("llava_pope_test.jsonl")
-        samples: list[Sample] = []
-        if llava and not any(data.find_optional(*name) for name in names.values()):
-            for row in data.jsonl(llava):
-                split = row.one_of("category", SPLITS)
-                image = data.image(images, row.text("image"), row.where)
-                number = row.integer("question_id") - FIRST_ID[split]
-                samples.append(_sample(split, number, image, llava_question(row), None, row.where))
-            return samples
-        for split in SPLITS:
-            for row in data.jsonl(data.find(*names[split], what=f"POPE's {split} list (JSON lines)")):
-                image = data.image(images, row.text("image"), row.where)
-                label = row.one_of("label", ("yes", "no"))
-                samples.append(_sample(split, row.integer("question_id"), image, row.text("text"), label, row.where))
-        return samples
-
-    def load_hub(self, hub: Hub) -> list[Sample]:
-        if not self.info.hub:
-            return super().load_hub(hub)
-        samples: list[Sample] = []
-        for row in hub.rows(self.info.hub, "test", image="image"):
-            split, number = row.one_of("category", SPLITS), row.identifier("question_id")
-            if not number.isdecimal():
-                row.fail(f"field 'question_id' should be a number, found {number!r}.")
-            # Each picture is stored once for each of its questions; its COCO name is its identity.
-            image = row.image("image", key=f"{self.info.hub}/{row.text('image_source')}")
-            label = row.one_of("answer", ("yes", "no"))
-            samples.append(_sample(split, int(number), image, row.text("question"), label, row.where))
-        return samples
-
-    def prompt(self, sample: Sample) -> str:
-        return f"{sample.question}\n{SHORT_ANSWER}"
-
-    def grade(self, sample: Sample, text: str) -> Verdict:
-        """The official reading: a word No, no or not, between single spaces, before the first period; otherwise yes.
-
-        So "NO", "Nope", "No!" and the empty answer are a yes; `valid` tells where there is no yes or no at all.
-        """
-        words = text.split(".")[0].replace(",", "").split(" ")
-        parsed = "no" if {"No", "no", "not"}.intersection(words) else "yes"
-        valid = re.search(r"\b(yes|no|not)\b", text, re.IGNORECASE) is not None
-        return Verdict(parsed, float(parsed == sample.target), valid)
-
-    def count(self, graded: Sequence[Graded]) -> Iterator[tuple[str, float]]:
-        """Outcomes, `yes` is positive. A missing answer is counted as the wrong one, but not as an answer."""
-        for item in graded:
-            label = str(item.sample.target)
-            answer = item.verdict.parsed if item.verdict else {"yes": "no", "no": "yes"}[label]
-            for group in ("all", *item.sample.groups):
-                yield f"{OUTCOME[str(answer), label]}|{group}", 1
-                if item.verdict:
-                    yield f"answered|{group}", 1
-                    yield f"answered yes|{group}", item.verdict.parsed == "yes"
-
-    def metrics(self, sums: Sums) -> Iterator[Metric]:
-        values = {group: _ratios(sums, group) for group in ("all", *SPLITS)}
-        mean = {name: sum(values[split][name] for split in SPLITS) / len(SPLITS) for name in ("f1", "accuracy")}
-        yield Metric("mean_f1", mean["f1"], split="all", headline=True)
-        yield Metric("mean_accuracy", mean["accuracy"], split="all")
-        yield Metric("pooled_f1", values["all"]["f1"], split="all")
-        yield Metric("pooled_accuracy", values["all"]["accuracy"], split="all")
-        for split in SPLITS:
-            for name, value in values[split].items():
-                yield Metric(name, value, split=split)
-            for outcome in ("TP", "FP", "TN", "FN"):
-                yield Metric(outcome.lower(), sums[f"{outcome}|{split}"], split=split, upper=None, plain=True)
-
-    def continuations(self, sample: Sample) -> tuple[str, ...]:
-        return ("Yes", "No")
-
-
-def _sample(split: str, number: int, image: ImageRef, question: str, label: str | None, where: str) -> Sample:
-    external_id = str(FIRST_ID[split] + number)
-    return Sample(f"{split}/{number}", image, question, label, groups=(split,), external_id=external_id, where=where)
-
-
-def _ratios(sums: Sums, group: str) -> dict[str, Any]:
-    """The five numbers of the official script in percent, NaN where undefined (there it divides by zero)."""
-    tp, fp, tn, fn = (sums[f"{outcome}|{group}"] for outcome in ("TP", "FP", "TN", "FN"))
-    return {
-        "accuracy": 100 * sums.ratio(tp + tn, tp + fp + tn + fn),
-        "precision": 100 * sums.ratio(tp, tp + fp),
-        "recall": 100 * sums.ratio(tp, tp + fn),
-        "f1": 100 * sums.ratio(2 * tp, 2 * tp + fp + fn),
-        "yes_ratio": 100 * sums.ratio(sums[f"answered yes|{group}"], sums[f"answered|{group}"]),
-    }
 
 
 PINNED = TaskInfo(
@@ -138,6 +45,8 @@ PINNED = TaskInfo(
     paper="https://arxiv.org/abs/2305.10355",
     scorer="https://github.com/haotian-liu/LLaVA/blob/c121f0432da2/llava/eval/eval_pope.py",
     folders=("pope",),
+    files=("coco/coco_pope_*.json", "output/coco/coco_pope_*.json"),
+    llava_file="llava_pope_test.jsonl",
     sha256="2b68de4bfb3ba9e4eecc74e7a15052e4186203b272f866fc9e280f0790cc5840",
     sources=(
         "The three lists: https://github.com/AoiDragon/POPE/tree/e3e39262c85a6a83f26cf5094022a782cb0df58d/output/coco "
@@ -158,5 +67,112 @@ HEAD = replace(
         PINNED.sources[1],
     ),
 )
+
+
+class Pope(Task):
+    columns = (*OUTCOME.values(), "answered", "answered yes")
+
+    def __init__(self, info: TaskInfo) -> None:
+        self.info = info
+
+    def load(self, data: Folder) -> Loaded:
+        images = _pictures(data)
+        samples: list[Sample] = []
+        for split in SPLITS:
+            for row in data.jsonl(data.find(*_lists(split), what=f"POPE's {split} list (JSON lines)")):
+                image = data.image(images, row.text("image"), row.where)
+                label = row.one_of("label", ("yes", "no"))
+                samples.append(_sample(split, row.integer("question_id"), image, row.text("text"), label, row.where))
+        return Loaded(samples)
+
+    def load_llava(self, data: Folder, path: Path) -> Loaded:
+        images = _pictures(data)
+        samples: list[Sample] = []
+        for row in data.jsonl(path):
+            split = row.one_of("category", SPLITS)
+            image = data.image(images, row.text("image"), row.where)
+            number = row.integer("question_id") - FIRST_ID[split]
+            samples.append(_sample(split, number, image, llava_question(row), None, row.where))
+        return Loaded(samples)
+
+    def load_hub(self, hub: Hub) -> Loaded:
+        samples: list[Sample] = []
+        for row in hub.rows(self.info.hub, "test", image="image"):
+            split, number = row.one_of("category", SPLITS), row.identifier("question_id")
+            if not number.isdecimal():
+                row.fail(f"field 'question_id' should be a number, found {number!r}.")
+            # Each picture is stored once for each of its questions; its COCO name is its identity.
+            image = row.image("image", key=f"{self.info.hub}/{row.text('image_source')}")
+            label = row.one_of("answer", ("yes", "no"))
+            samples.append(_sample(split, int(number), image, row.text("question"), label, row.where))
+        return Loaded(samples)
+
+    def prompt(self, sample: Sample) -> str:
+        return f"{sample.question}\n{SHORT_ANSWER}"
+
+    def grade(self, sample: Sample, text: str) -> Verdict:
+        return read_yes_no(text, str(sample.target))
+
+    def count(self, item: Graded) -> Iterator[tuple[str, float]]:
+        """Outcomes, `yes` is positive. A missing answer is counted as the wrong one, but not as an answer."""
+        label = str(item.sample.target)
+        answer = item.verdict.parsed if item.verdict else {"yes": "no", "no": "yes"}[label]
+        yield OUTCOME[str(answer), label], 1
+        if item.verdict:
+            yield "answered", 1
+            yield "answered yes", item.verdict.parsed == "yes"
+
+    def metrics(self, sums: Sums) -> Iterator[Metric]:
+        values = {group: _ratios(sums, group) for group in ("all", *SPLITS)}
+        mean = {name: sum(values[split][name] for split in SPLITS) / len(SPLITS) for name in ("f1", "accuracy")}
+        yield Metric("mean_f1", mean["f1"], split="all", headline=True)
+        yield Metric("mean_accuracy", mean["accuracy"], split="all")
+        yield Metric("pooled_f1", values["all"]["f1"], split="all")
+        yield Metric("pooled_accuracy", values["all"]["accuracy"], split="all")
+        for split in SPLITS:
+            for name, value in values[split].items():
+                yield Metric(name, value, split=split)
+            for outcome in ("TP", "FP", "TN", "FN"):
+                yield Metric(outcome.lower(), sums(outcome, split), split=split, upper=None, plain=True)
+
+    def continuations(self, sample: Sample) -> tuple[str, ...]:
+        return ("Yes", "No")
+
+
+def read_yes_no(text: str, target: str) -> Verdict:
+    """The official reading: a word No, no or not, between single spaces, before the first period; otherwise yes.
+
+    So "NO", "Nope", "No!" and the empty answer are a yes; `valid` tells if there is no yes or no at all.
+    """
+    words = text.split(".")[0].replace(",", "").split(" ")
+    parsed = "no" if {"No", "no", "not"}.intersection(words) else "yes"
+    valid = re.search(r"\b(yes|no|not)\b", text, re.IGNORECASE) is not None
+    return Verdict(parsed, float(parsed == target), valid)
+
+
+def _lists(split: str) -> tuple[str, str]:
+    return f"coco/coco_pope_{split}.json", f"output/coco/coco_pope_{split}.json"
+
+
+def _pictures(data: Folder) -> Path:
+    return data.find_optional("val2014", "coco/val2014", "vqav2/val2014") or data.root / "pope" / "val2014"
+
+
+def _sample(split: str, number: int, image: ImageRef, question: str, label: str | None, where: str) -> Sample:
+    external_id = str(FIRST_ID[split] + number)
+    return Sample(f"{split}/{number}", image, question, label, groups=(split,), external_id=external_id, where=where)
+
+
+def _ratios(sums: Sums, group: str) -> dict[str, Any]:
+    """The five numbers of the official script in percent, NaN where undefined (there it divides by zero)."""
+    tp, fp, tn, fn = (sums(outcome, group) for outcome in ("TP", "FP", "TN", "FN"))
+    return {
+        "accuracy": 100 * sums.ratio(tp + tn, tp + fp + tn + fn),
+        "precision": 100 * sums.ratio(tp, tp + fp),
+        "recall": 100 * sums.ratio(tp, tp + fn),
+        "f1": 100 * sums.ratio(2 * tp, 2 * tp + fp + fn),
+        "yes_ratio": 100 * sums.ratio(sums("answered yes", group), sums("answered", group)),
+    }
+
 
 TASKS = (Pope(PINNED), Pope(HEAD))

@@ -19,19 +19,54 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.base import LETTER_ANSWER, LETTERS, Task, TaskInfo, lettered
-from vlmamba_eval.types import DataError, ImageRef, Metric, Sample, Verdict
+from vlmamba_eval.task import LETTER_ANSWER, LETTERS, Task, TaskInfo, lettered
+from vlmamba_eval.types import DataError, ImageRef, Loaded, Metric, Sample, Verdict
 
 if TYPE_CHECKING:
-    from vlmamba_eval.data import Folder, Hub, Row
-    from vlmamba_eval.stats import Sums
+    from vlmamba_eval.folder import Folder
+    from vlmamba_eval.hub import Hub
+    from vlmamba_eval.rows import Row
+    from vlmamba_eval.sums import Sums
 
 OPTIONS = tuple(LETTERS[:5])
 SUBJECTS = ("natural science", "social science", "language science")
 # LLaVA's file holds question and choices as one text; a choice may span several lines.
 LETTERED = re.compile(r"(.*)\nA\. (.*?)\nB\. (.*?)(?:\nC\. (.*?)(?:\nD\. (.*?)(?:\nE\. (.*))?)?)?", re.DOTALL)
+
+
+ALL = TaskInfo(
+    name="scienceqa",
+    title="ScienceQA",
+    measures="school science by multiple choice, with and without a picture; the published number is that with one",
+    split="test",
+    questions=4_241,
+    images=2_017,
+    headline="img_accuracy",
+    max_new_tokens=1024,
+    paper="https://arxiv.org/abs/2209.09513",
+    scorer="https://github.com/haotian-liu/LLaVA/blob/c121f0432da2/llava/eval/eval_science_qa.py",
+    folders=("scienceqa", "ScienceQA"),
+    files=("problems.json",),
+    llava_file="llava_test_CQM-A.json",
+    hub="lmms-lab-encoder/ScienceQA",
+    sources=(
+        "problems.json and pid_splits.json: https://github.com/lupantech/ScienceQA/tree/main/data/scienceqa "
+        "into scienceqa",
+        "The pictures: the test archive that tools/download.sh of the same repository fetches, into "
+        "scienceqa/images/test/{pid}/image.png",
+    ),
+)
+IMG = replace(
+    ALL,
+    name="scienceqa_img",
+    title="ScienceQA-IMG",
+    measures="school science by multiple choice: the questions with a picture alone",
+    split="test, with picture",
+    questions=2_017,
+)
 
 
 class ScienceQA(Task):
@@ -40,29 +75,37 @@ class ScienceQA(Task):
         self.config = config  # of the hub's data set
         self.images_only = images_only
 
-    def load(self, data: Folder) -> list[Sample]:
-        images = data.find_optional("images/test") or data.root / "scienceqa" / "images" / "test"
+    def load(self, data: Folder) -> Loaded:
+        images = _pictures(data)
+        path = data.find("problems.json", what="ScienceQA's problems")
+        problems = data.table(path)
+        splits = data.find("pid_splits.json", what="ScienceQA's list of splits")
         samples: list[Sample] = []
-        if data.find_optional("problems.json") is None and (llava := data.find_optional("llava_test_CQM-A.json")):
-            for row in data.rows(llava):
-                image = data.image(images, row.text("image"), row.where) if "image" in row else None
-                samples.append(_llava_sample(row, image))
-        else:
-            path = data.find("problems.json", what="ScienceQA's problems")
-            problems = data.table(path)
-            splits = data.find("pid_splits.json", what="ScienceQA's list of splits")
-            for pid in data.row(splits).texts("test"):
-                if pid not in problems:
-                    raise DataError(f"{splits}: problem {pid!r} is not in {path}. Fetch both files from one release.")
-                row = problems[pid]
-                image = data.image(images, f"{pid}/{row.text('image')}", row.where) if "image" in row else None
-                samples.append(_sample(pid, row, image))
-        return [sample for sample in samples if sample.image or not self.images_only]
+        for pid in data.row(splits).texts("test"):
+            if pid not in problems:
+                raise DataError(f"{splits}: problem {pid!r} is not in {path}. Fetch both files from one release.")
+            row = problems[pid]
+            image = data.image(images, f"{pid}/{row.text('image')}", row.where) if "image" in row else None
+            samples.append(_sample(pid, row, image))
+        return self._wanted(samples)
 
-    def load_hub(self, hub: Hub) -> list[Sample]:
+    def load_llava(self, data: Folder, path: Path) -> Loaded:
+        images = _pictures(data)
+        samples: list[Sample] = []
+        for row in data.rows(path):
+            image = data.image(images, row.text("image"), row.where) if "image" in row else None
+            samples.append(_llava_sample(row, image))
+        return self._wanted(samples)
+
+    def load_hub(self, hub: Hub) -> Loaded:
         # The hub's rows carry no problem id: their place in the pinned revision stands for it.
         rows = hub.rows(self.info.hub, "test", config=self.config, image="image")
-        return [_sample(str(i), row, row.image("image") if "image" in row else None) for i, row in enumerate(rows)]
+        return Loaded(
+            [_sample(str(i), row, row.image("image") if "image" in row else None) for i, row in enumerate(rows)]
+        )
+
+    def _wanted(self, samples: list[Sample]) -> Loaded:
+        return Loaded([sample for sample in samples if sample.image or not self.images_only])
 
     def prompt(self, sample: Sample) -> str:
         """Runs of spaces become one, as in LLaVA's file; line breaks stay."""
@@ -95,6 +138,10 @@ class ScienceQA(Task):
     def continuations(self, sample: Sample) -> tuple[str, ...]:
         """The letters: the prompt shows the choices and asks for one."""
         return OPTIONS[: len(sample.choices)]
+
+
+def _pictures(data: Folder) -> Path:
+    return data.find_optional("images/test") or data.root / "scienceqa" / "images" / "test"
 
 
 def _sample(pid: str, row: Row, image: ImageRef | None) -> Sample:
@@ -133,35 +180,6 @@ def _llava_sample(row: Row, image: ImageRef | None) -> Sample:
 def _contexts(text: str, image: ImageRef | None) -> dict[str, bool]:
     return {"text": bool(text), "image": image is not None, "none": not text and image is None}
 
-
-ALL = TaskInfo(
-    name="scienceqa",
-    title="ScienceQA",
-    measures="school science by multiple choice, with and without a picture; the published number is that with one",
-    split="test",
-    questions=4_241,
-    images=2_017,
-    headline="img_accuracy",
-    max_new_tokens=1024,
-    paper="https://arxiv.org/abs/2209.09513",
-    scorer="https://github.com/haotian-liu/LLaVA/blob/c121f0432da2/llava/eval/eval_science_qa.py",
-    folders=("scienceqa", "ScienceQA"),
-    hub="lmms-lab-encoder/ScienceQA",
-    sources=(
-        "problems.json and pid_splits.json: https://github.com/lupantech/ScienceQA/tree/main/data/scienceqa "
-        "into scienceqa",
-        "The pictures: the test archive that tools/download.sh of the same repository fetches, into "
-        "scienceqa/images/test/{pid}/image.png",
-    ),
-)
-IMG = replace(
-    ALL,
-    name="scienceqa_img",
-    title="ScienceQA-IMG",
-    measures="school science by multiple choice: the questions with a picture alone",
-    split="test, with picture",
-    questions=2_017,
-)
 
 TASKS = (
     ScienceQA(ALL, config="ScienceQA-FULL", images_only=False),

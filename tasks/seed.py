@@ -26,12 +26,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.base import LETTER_ANSWER, LETTERS, Task, TaskInfo, lettered, write_submission
-from vlmamba_eval.types import Generation, ImageRef, Metric, Sample, Verdict
+from vlmamba_eval.task import LETTER_ANSWER, LETTERS, Task, TaskInfo, lettered, write_submission
+from vlmamba_eval.types import Generation, ImageRef, Loaded, Metric, Sample, Verdict
 
 if TYPE_CHECKING:
-    from vlmamba_eval.data import Folder, Hub, Row
-    from vlmamba_eval.stats import Sums
+    from vlmamba_eval.folder import Folder
+    from vlmamba_eval.hub import Hub
+    from vlmamba_eval.rows import Row
+    from vlmamba_eval.sums import Sums
 
 OPTIONS = tuple(LETTERS[:4])
 KINDS = ("image", "video")
@@ -41,103 +43,6 @@ TYPES = (
     "action recognition", "action prediction", "procedure understanding",
 )  # fmt: skip
 LETTERED = re.compile(rf"(.*)\nA\. (.*?)\nB\. (.*?)\nC\. (.*?)\nD\. (.*)\n{re.escape(LETTER_ANSWER)}", re.DOTALL)
-
-
-class Seed(Task):
-    def __init__(self, info: TaskInfo, kinds: tuple[str, ...] = KINDS) -> None:
-        self.info = info
-        self.kinds = kinds
-
-    def load(self, data: Folder) -> list[Sample]:
-        root = data.find_optional("SEED-Bench-image", "SEED-Bench-video-image")
-        root = root.parent if root else data.root / self.info.folders[0]
-        path = data.find_optional("SEED-Bench.json")
-        if path is None and (llava := data.find_optional("llava-seed-bench.jsonl")):
-            samples = [_llava_sample(row, data.image(root, row.text("image"), row.where)) for row in data.jsonl(llava)]
-        else:
-            path = data.find("SEED-Bench.json", what="SEED-Bench's questions")
-            samples = []
-            for row in data.rows(path, "questions"):
-                if row.one_of("data_type", KINDS) == "image":
-                    name = f"SEED-Bench-image/{row.text('data_id')}"
-                else:
-                    frame = f"{row.identifier('question_type_id')}_{row.identifier('question_id')}.png"
-                    name = f"SEED-Bench-video-image/{frame}"
-                samples.append(_sample(row, data.image(root, name, row.where)))
-        return [sample for sample in samples if sample.groups[0] in self.kinds]
-
-    def load_hub(self, hub: Hub) -> list[Sample]:
-        if not self.info.hub:
-            return super().load_hub(hub)
-        samples = []
-        for row in hub.rows(self.info.hub, "test", image="image"):
-            frames = row.get("image")
-            if not isinstance(frames, tuple) or not frames:
-                row.fail("column 'image' should hold a list of pictures: one, or the frames of a clip.")
-            image = frames[(len(frames) - 1) // 2]
-            if row.one_of("data_type", KINDS) == "image" and isinstance(row.values.get("data_id"), str):
-                image = replace(image, key=f"{self.info.hub}/{row.text('data_id')}")  # shared by several questions
-            samples.append(_sample(row, image))
-        return [sample for sample in samples if sample.groups[0] in self.kinds]
-
-    def prompt(self, sample: Sample) -> str:
-        return f"{sample.question}\n{lettered(sample.choices)}\n{LETTER_ANSWER}"
-
-    def grade(self, sample: Sample, text: str) -> Verdict:
-        """Nothing is parsed: "A." and " A" are wrong, as in LLaVA's script."""
-        parsed = text if text in OPTIONS else None
-        return Verdict(parsed, float(parsed == sample.target), parsed is not None)
-
-    def metrics(self, sums: Sums) -> Iterator[Metric]:
-        for group in ("all", *KINDS):
-            if group in ("all", *self.kinds):
-                name = "accuracy" if group == "all" else f"{group}_accuracy"
-                value = 100 * sums.ratio(sums.credit(group), sums.n(group))
-                yield Metric(name, value, over=group, headline=group == "all")
-        for group in sums.groups:
-            if group not in KINDS:
-                yield Metric("accuracy", 100 * sums.ratio(sums.credit(group), sums.n(group)), category=group)
-
-    def likelihood_prompt(self, sample: Sample) -> str:
-        return sample.question
-
-    def continuations(self, sample: Sample) -> tuple[str, ...]:
-        return sample.choices
-
-    def choose(self, sample: Sample, generation: Generation) -> str:
-        """The letter of the choice with the lowest mean loss of a token."""
-        if not generation.likelihoods:
-            return generation.text
-        means = [ranked.logprob / max(ranked.n_tokens, 1) for ranked in generation.likelihoods]
-        return OPTIONS[means.index(max(means))]
-
-    def submit(self, samples: Sequence[Sample], answers: Mapping[str, str], folder: Path) -> list[Path]:
-        """The leaderboard's JSON lines, in the order of the questions, with the answers as they are."""
-        rows = ({"question_id": sample.id, "prediction": answers[sample.id]} for sample in samples)
-        return [write_submission(folder / f"{self.info.name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))]
-
-
-def _sample(row: Row, image: ImageRef) -> Sample:
-    choices = tuple(row.text(f"choice_{letter.lower()}") for letter in OPTIONS)
-    kind, target = row.one_of("data_type", KINDS), row.one_of("answer", OPTIONS)
-    groups = _groups(row, row.identifier("question_type_id"), kind)
-    return Sample(row.identifier("question_id"), image, row.text("question"), target, choices, groups, where=row.where)
-
-
-def _llava_sample(row: Row, image: ImageRef) -> Sample:
-    found = LETTERED.fullmatch(row.text("text"))
-    if found is None:
-        row.fail(f"field 'text' should be a question, choices A. to D. and the line {LETTER_ANSWER!r}.")
-    question, *choices = found.groups()
-    number = row.identifier("question_id")
-    groups = _groups(row, row.identifier("category"), "video" if number.startswith("v") else "image")
-    return Sample(number, image, question, None, tuple(choices), groups, where=row.where)
-
-
-def _groups(row: Row, number: str, kind: str) -> tuple[str, str]:
-    if number not in map(str, range(1, 13)) or (kind == "video") != (int(number) >= 10):
-        row.fail(f"question type {number} with {kind} data; types 1 to 9 ask about pictures, 10 to 12 about clips.")
-    return kind, f"type/{TYPES[int(number) - 1]}"
 
 
 ORIGINAL = TaskInfo(
@@ -152,6 +57,8 @@ ORIGINAL = TaskInfo(
     paper="https://arxiv.org/abs/2307.16125",
     scorer="https://github.com/haotian-liu/LLaVA/blob/c121f0432da2/scripts/convert_seed_for_submission.py",
     folders=("seed_bench", "SEED-Bench", "seed"),
+    files=("SEED-Bench.json",),
+    llava_file="llava-seed-bench.jsonl",
     sources=(
         "SEED-Bench.json of 2023-07 (19,242 questions) and SEED-Bench-image.zip: the data set AILab-CVC/SEED-Bench on "
         "the hub, into seed_bench",
@@ -186,5 +93,105 @@ UPDATED = replace(
     hub="lmms-lab-encoder/SEED-Bench",
     sources=("SEED-Bench.json of 2023-11-30 (17,990 questions), otherwise as for `seed`", *ORIGINAL.sources),
 )
+
+
+class Seed(Task):
+    def __init__(self, info: TaskInfo, kinds: tuple[str, ...] = KINDS) -> None:
+        self.info = info
+        self.kinds = kinds
+
+    def load(self, data: Folder) -> Loaded:
+        root = self._pictures(data)
+        samples: list[Sample] = []
+        for row in data.rows(data.find("SEED-Bench.json", what="SEED-Bench's questions"), "questions"):
+            if row.one_of("data_type", KINDS) == "image":
+                name = f"SEED-Bench-image/{row.text('data_id')}"
+            else:
+                frame = f"{row.identifier('question_type_id')}_{row.identifier('question_id')}.png"
+                name = f"SEED-Bench-video-image/{frame}"
+            samples.append(_sample(row, data.image(root, name, row.where)))
+        return self._wanted(samples)
+
+    def load_llava(self, data: Folder, path: Path) -> Loaded:
+        root = self._pictures(data)
+        rows = data.jsonl(path)
+        return self._wanted([_llava_sample(row, data.image(root, row.text("image"), row.where)) for row in rows])
+
+    def load_hub(self, hub: Hub) -> Loaded:
+        samples = []
+        for row in hub.rows(self.info.hub, "test", image="image"):
+            frames = row.get("image")
+            if not isinstance(frames, tuple) or not frames:
+                row.fail("column 'image' should hold a list of pictures: one, or the frames of a clip.")
+            image = frames[(len(frames) - 1) // 2]
+            if row.one_of("data_type", KINDS) == "image" and isinstance(row.values.get("data_id"), str):
+                image = replace(image, key=f"{self.info.hub}/{row.text('data_id')}")  # shared by several questions
+            samples.append(_sample(row, image))
+        return self._wanted(samples)
+
+    def _pictures(self, data: Folder) -> Path:
+        root = data.find_optional("SEED-Bench-image", "SEED-Bench-video-image")
+        return root.parent if root else data.root / self.info.folders[0]
+
+    def _wanted(self, samples: list[Sample]) -> Loaded:
+        return Loaded([sample for sample in samples if sample.groups[0] in self.kinds])
+
+    def prompt(self, sample: Sample) -> str:
+        return f"{sample.question}\n{lettered(sample.choices)}\n{LETTER_ANSWER}"
+
+    def grade(self, sample: Sample, text: str) -> Verdict:
+        """Nothing is parsed: "A." and " A" are wrong, as in LLaVA's script."""
+        parsed = text if text in OPTIONS else None
+        return Verdict(parsed, float(parsed == sample.target), parsed is not None)
+
+    def metrics(self, sums: Sums) -> Iterator[Metric]:
+        for group in ("all", *KINDS):
+            if group in ("all", *self.kinds):
+                name = "accuracy" if group == "all" else f"{group}_accuracy"
+                value = 100 * sums.ratio(sums.credit(group), sums.n(group))
+                yield Metric(name, value, over=group, headline=group == "all")
+        for group in sums.groups:
+            if group not in KINDS:
+                yield Metric("accuracy", 100 * sums.ratio(sums.credit(group), sums.n(group)), category=group)
+
+    def likelihood_prompt(self, sample: Sample) -> str:
+        return sample.question
+
+    def continuations(self, sample: Sample) -> tuple[str, ...]:
+        return sample.choices
+
+    def choose(self, sample: Sample, generation: Generation) -> str:
+        """The letter of the choice with the lowest mean loss of a token."""
+        means = [ranked.logprob / max(ranked.n_tokens, 1) for ranked in generation.likelihoods]
+        return OPTIONS[means.index(max(means))]
+
+    def submit(self, samples: Sequence[Sample], answers: Mapping[str, str], folder: Path, extra: None) -> list[Path]:
+        """The leaderboard's JSON lines, in the order of the questions, with the answers as they are."""
+        rows = ({"question_id": sample.id, "prediction": answers[sample.id]} for sample in samples)
+        return [write_submission(folder / f"{self.info.name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))]
+
+
+def _sample(row: Row, image: ImageRef) -> Sample:
+    choices = tuple(row.text(f"choice_{letter.lower()}") for letter in OPTIONS)
+    kind, target = row.one_of("data_type", KINDS), row.one_of("answer", OPTIONS)
+    groups = _groups(row, row.identifier("question_type_id"), kind)
+    return Sample(row.identifier("question_id"), image, row.text("question"), target, choices, groups, where=row.where)
+
+
+def _llava_sample(row: Row, image: ImageRef) -> Sample:
+    found = LETTERED.fullmatch(row.text("text"))
+    if found is None:
+        row.fail(f"field 'text' should be a question, choices A. to D. and the line {LETTER_ANSWER!r}.")
+    question, *choices = found.groups()
+    number = row.identifier("question_id")
+    groups = _groups(row, row.identifier("category"), "video" if number.startswith("v") else "image")
+    return Sample(number, image, question, None, tuple(choices), groups, where=row.where)
+
+
+def _groups(row: Row, number: str, kind: str) -> tuple[str, str]:
+    if number not in map(str, range(1, 13)) or (kind == "video") != (int(number) >= 10):
+        row.fail(f"question type {number} with {kind} data; types 1 to 9 ask about pictures, 10 to 12 about clips.")
+    return kind, f"type/{TYPES[int(number) - 1]}"
+
 
 TASKS = (Seed(ORIGINAL), Seed(IMAGE, ("image",)), Seed(VIDEO, ("video",)), Seed(UPDATED))

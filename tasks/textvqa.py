@@ -18,103 +18,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from tasks.base import SHORT_ANSWER, TaskInfo
-from tasks.vqa_accuracy import LEAVE_ONE_OUT, SoftAccuracyTask, evalai, ten_answers
-from vlmamba_eval.types import ImageRef, Sample, Verdict
+from vlmamba_eval.task import SHORT_ANSWER, TaskInfo
+from vlmamba_eval.tasks.vqa_accuracy import LEAVE_ONE_OUT, SoftAccuracyTask, evalai, ten_answers
+from vlmamba_eval.types import ImageRef, Loaded, Sample, Verdict
 
 if TYPE_CHECKING:
-    from vlmamba_eval.data import Folder, Hub, Row
+    from vlmamba_eval.folder import Folder
+    from vlmamba_eval.hub import Hub
+    from vlmamba_eval.rows import Row
 
 OCR = "Reference OCR token: "
 VAL = "TextVQA_0.5.1_val.json"
 LLAVA = "llava_textvqa_val_v051_ocr.jsonl"
 ROSETTA = "TextVQA_Rosetta_OCR_v0.2_val.json"
 Words = tuple[str, ...]  # recognised in a picture
-
-
-class TextVqa(SoftAccuracyTask):
-    def __init__(self, info: TaskInfo, ocr: Literal["after", "before", "none"]) -> None:
-        self.info = info
-        self.ocr = ocr
-
-    def load(self, data: Folder) -> list[Sample]:
-        images = data.find_optional("train_images") or data.root / "textvqa" / "train_images"
-
-        def picture(row: Row, image: str) -> ImageRef:
-            return data.image(images, f"{image}.jpg", row.where)
-
-        llava = data.find_optional(LLAVA)
-        asked = list(_read_llava(data.jsonl(llava))) if llava else []
-        if asked and not data.find_optional(VAL):
-            return [_sample(row, image, picture(row, image), text, words, None) for row, image, text, words in asked]
-        path = data.find(VAL, what="TextVQA's annotation file")
-        by_question = {(image, text): words for _, image, text, words in asked}
-        rosetta = data.find_optional(ROSETTA) if not asked else None
-        by_image = {r.text("image_id"): r.texts("ocr_tokens") for r in data.rows(rosetta, "data")} if rosetta else {}
-        if self.ocr != "none" and not asked and not rosetta:
-            data.find(LLAVA, ROSETTA, what="The recognised words of TextVQA's prompts (either file)")
-        samples: list[Sample] = []
-        for row in data.rows(path, "data"):
-            image, question = row.text("image_id"), row.text("question")
-            shown = picture(row, image)
-            words = by_question.get((image, question.capitalize())) if asked else by_image.get(image)
-            if words is None and self.ocr != "none":
-                row.fail(f"{llava or rosetta} has no recognised words for picture {image!r} and this question.")
-            samples.append(_sample(row, image, shown, question, words, row.texts("answers")))
-        return samples
-
-    def load_hub(self, hub: Hub) -> list[Sample]:
-        return [
-            _sample(
-                row,
-                row.text("image_id"),
-                row.image("image", key=f"{self.info.hub}/{row.text('image_id')}"),  # stored once for each question
-                row.text("question"),
-                row.texts("ocr_tokens"),
-                row.texts("answers"),
-            )
-            for row in hub.rows(self.info.hub, "validation", image="image")
-        ]
-
-    def prompt(self, sample: Sample) -> str:
-        question = sample.question.capitalize()
-        words = OCR + ", ".join(sample.fields["words"] or ())
-        lines = {"after": (question, words), "before": (words, question), "none": (question,)}[self.ocr]
-        return "\n".join((*lines, SHORT_ANSWER))
-
-    def grade(self, sample: Sample, text: str) -> Verdict:
-        """Leave-one-out accuracy of the normalised answer against the ten normalised answers."""
-        prediction = evalai(text)
-        agreeing = sum(evalai(answer) == prediction for answer in sample.target or ())
-        return Verdict(prediction, LEAVE_ONE_OUT[agreeing], valid=bool(prediction))
-
-    def join_key(self, prompt: str) -> str:
-        """The question, wherever the recognised words stand: LLaVA's question_id is the picture's."""
-        lines = prompt.removeprefix("<image>\n").split("\n")
-        return " ".join(line for line in lines if not line.startswith(OCR.strip()) and line != SHORT_ANSWER).lower()
-
-
-def _read_llava(rows: Iterator[Row]) -> Iterator[tuple[Row, str, str, Words]]:
-    """Row, picture, question and recognised words of each row of LLaVA's question file."""
-    for row in rows:
-        lines = row.text("text").split("\n")
-        if len(lines) != 3 or not lines[1].startswith(OCR) or lines[2] != SHORT_ANSWER:
-            row.fail(f"field 'text' should be a question, a line {OCR + '...'!r} and {SHORT_ANSWER!r}; found {lines}.")
-        words = lines[1].removeprefix(OCR)
-        yield row, row.text("question_id"), lines[0], tuple(words.split(", ")) if words else ()
-
-
-def _sample(
-    row: Row, image: str, picture: ImageRef, question: str, words: Words | None, answers: Words | None
-) -> Sample:
-    # The official question_id is not in LLaVA's file, so the id is the picture and the question as it is asked.
-    key = f"{image}/{question.capitalize()}"
-    bounds = ((0, "00"), (5, "01-05"), (10, "06-10"), (20, "11-20"), (50, "21-50"))
-    groups = () if words is None else (f"ocr_tokens/{next((n for top, n in bounds if len(words) <= top), '51+')}",)
-    target = None if answers is None else ten_answers(row, answers)
-    return Sample(key, picture, question, target, (), groups, {"words": words}, external_id=image, where=row.where)
 
 
 AFTER = TaskInfo(
@@ -129,6 +49,8 @@ AFTER = TaskInfo(
     paper="https://arxiv.org/abs/1904.08920",
     scorer="https://github.com/haotian-liu/LLaVA/blob/c121f0432da2/llava/eval/m4c_evaluator.py",
     folders=("textvqa",),
+    files=(VAL,),
+    llava_file=LLAVA,
     hub="lmms-lab-encoder/textvqa",
     sources=(
         f"Annotations {VAL} and recognised words {ROSETTA}: https://textvqa.org/dataset, into textvqa",
@@ -148,5 +70,96 @@ NONE = replace(
     title="TextVQA (no OCR)",
     measures="reading text in pictures; no recognised words in the prompt",
 )
+
+
+class TextVqa(SoftAccuracyTask):
+    def __init__(self, info: TaskInfo, ocr: Literal["after", "before", "none"]) -> None:
+        self.info = info
+        self.ocr = ocr
+
+    def load(self, data: Folder) -> Loaded:
+        """The recognised words come from LLaVA's question file if it is there, else from the release."""
+        llava, images = data.find_optional(LLAVA), _pictures(data)
+        asked = {(image, text): words for _, image, text, words in _read_llava(data, llava)} if llava else {}
+        rosetta = None if asked else data.find_optional(ROSETTA)
+        by_image = {r.text("image_id"): r.texts("ocr_tokens") for r in data.rows(rosetta, "data")} if rosetta else {}
+        if self.ocr != "none" and not asked and not rosetta:
+            data.find(LLAVA, ROSETTA, what="The recognised words of TextVQA's prompts (either file)")
+        samples: list[Sample] = []
+        for row in data.rows(data.find(VAL, what="TextVQA's annotation file"), "data"):
+            image, question = row.text("image_id"), row.text("question")
+            words = asked.get((image, question.capitalize())) if asked else by_image.get(image)
+            if words is None and self.ocr != "none":
+                row.fail(f"{llava or rosetta} has no recognised words for picture {image!r} and this question.")
+            picture = data.image(images, f"{image}.jpg", row.where)
+            samples.append(_sample(row, image, picture, question, words, row.texts("answers")))
+        return Loaded(samples)
+
+    def load_llava(self, data: Folder, path: Path) -> Loaded:
+        images = _pictures(data)
+        return Loaded(
+            [
+                _sample(row, image, data.image(images, f"{image}.jpg", row.where), text, words, None)
+                for row, image, text, words in _read_llava(data, path)
+            ]
+        )
+
+    def load_hub(self, hub: Hub) -> Loaded:
+        return Loaded(
+            [
+                _sample(
+                    row,
+                    row.text("image_id"),
+                    row.image("image", key=f"{self.info.hub}/{row.text('image_id')}"),  # stored once for each question
+                    row.text("question"),
+                    row.texts("ocr_tokens"),
+                    row.texts("answers"),
+                )
+                for row in hub.rows(self.info.hub, "validation", image="image")
+            ]
+        )
+
+    def prompt(self, sample: Sample) -> str:
+        question = sample.question.capitalize()
+        words = OCR + ", ".join(sample.fields["words"] or ())
+        lines = {"after": (question, words), "before": (words, question), "none": (question,)}[self.ocr]
+        return "\n".join((*lines, SHORT_ANSWER))
+
+    def grade(self, sample: Sample, text: str) -> Verdict:
+        """Leave-one-out accuracy of the normalised answer against the ten normalised answers."""
+        prediction = evalai(text)
+        agreeing = sum(evalai(answer) == prediction for answer in sample.target or ())
+        return Verdict(prediction, LEAVE_ONE_OUT[agreeing], valid=bool(prediction))
+
+    def join_key(self, prompt: str) -> str:
+        """The question, wherever the recognised words stand: LLaVA's question_id is the picture's."""
+        lines = prompt.removeprefix("<image>\n").split("\n")
+        return " ".join(line for line in lines if not line.startswith(OCR.strip()) and line != SHORT_ANSWER).lower()
+
+
+def _pictures(data: Folder) -> Path:
+    return data.find_optional("train_images") or data.root / "textvqa" / "train_images"
+
+
+def _read_llava(data: Folder, path: Path) -> Iterator[tuple[Row, str, str, Words]]:
+    """Row, picture, question and recognised words of each row of LLaVA's question file."""
+    for row in data.jsonl(path):
+        lines = row.text("text").split("\n")
+        if len(lines) != 3 or not lines[1].startswith(OCR) or lines[2] != SHORT_ANSWER:
+            row.fail(f"field 'text' should be a question, a line {OCR + '...'!r} and {SHORT_ANSWER!r}; found {lines}.")
+        words = lines[1].removeprefix(OCR)
+        yield row, row.text("question_id"), lines[0], tuple(words.split(", ")) if words else ()
+
+
+def _sample(
+    row: Row, image: str, picture: ImageRef, question: str, words: Words | None, answers: Words | None
+) -> Sample:
+    # The official question_id is not in LLaVA's file, so the id is the picture and the question as it is asked.
+    key = f"{image}/{question.capitalize()}"
+    bounds = ((0, "00"), (5, "01-05"), (10, "06-10"), (20, "11-20"), (50, "21-50"))
+    groups = () if words is None else (f"ocr_tokens/{next((n for top, n in bounds if len(words) <= top), '51+')}",)
+    target = None if answers is None else ten_answers(row, answers)
+    return Sample(key, picture, question, target, (), groups, {"words": words}, external_id=image, where=row.where)
+
 
 TASKS = (TextVqa(AFTER, "after"), TextVqa(BEFORE, "before"), TextVqa(NONE, "none"))

@@ -17,12 +17,12 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from tasks.base import Task, accuracy_metrics
+from vlmamba_eval.task import Task, accuracy_metrics
 from vlmamba_eval.types import Graded, Metric
 
 if TYPE_CHECKING:
-    from vlmamba_eval.data import Row
-    from vlmamba_eval.stats import Sums
+    from vlmamba_eval.rows import Row
+    from vlmamba_eval.sums import Sums
 
 ANNOTATORS = 10
 ARTICLES = ("a", "an", "the")
@@ -116,10 +116,12 @@ def ten_answers(row: Row, answers: Sequence[str]) -> tuple[str, ...]:
 class SoftAccuracyTask(Task):
     """A benchmark of soft accuracy: the official leave-one-out as headline, min(n/3, 1) beside it."""
 
-    def count(self, graded: Sequence[Graded]) -> Iterator[tuple[str, float]]:
-        yield from super().count(graded)
-        yield "min3", sum(MIN_THREE[item.verdict.credit] for item in graded if item.verdict)
+    columns = ("min3",)
+
+    def count(self, item: Graded) -> Iterator[tuple[str, float]]:
+        if item.verdict:
+            yield "min3", MIN_THREE[item.verdict.credit]
 
     def metrics(self, sums: Sums) -> Iterator[Metric]:
         yield from accuracy_metrics(sums)
-        yield Metric("accuracy_min3", 100 * sums.ratio(sums["min3"], sums.n()))
+        yield Metric("accuracy_min3", 100 * sums.ratio(sums("min3"), sums.n()))

@@ -23,43 +23,64 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tasks.base import SHORT_ANSWER, TaskInfo, llava_question, write_submission
-from tasks.vqa_accuracy import LEAVE_ONE_OUT, SoftAccuracyTask, evalai, one_line, ten_answers, vqa
-from vlmamba_eval.types import DataError, Graded, ImageRef, Metric, Sample, Verdict
+from vlmamba_eval.task import SHORT_ANSWER, TaskInfo, llava_question, write_submission
+from vlmamba_eval.tasks.vqa_accuracy import LEAVE_ONE_OUT, SoftAccuracyTask, evalai, one_line, ten_answers, vqa
+from vlmamba_eval.types import DataError, Graded, ImageRef, Loaded, Metric, Sample, Verdict
 
 if TYPE_CHECKING:
-    from vlmamba_eval.data import Folder, Hub, Row
-    from vlmamba_eval.stats import Sums
+    from vlmamba_eval.folder import Folder
+    from vlmamba_eval.hub import Hub
+    from vlmamba_eval.rows import Row
+    from vlmamba_eval.sums import Sums
 
 Label = tuple[tuple[str, ...], tuple[str, ...] | None]  # groups and answers
+
+
+VAL = TaskInfo(
+    name="vqav2",
+    title="VQAv2 (val)",
+    measures="open questions about everyday pictures (short answers)",
+    split="val2014",
+    questions=214_354,
+    images=40_504,
+    headline="accuracy",
+    max_new_tokens=128,
+    paper="https://arxiv.org/abs/1612.00837",
+    scorer="https://github.com/GT-Vision-Lab/VQA/blob/a013f0043c1e/PythonEvaluationTools/vqaEvaluation/vqaEval.py",
+    version=2,
+    folders=("vqav2",),
+    hub="lmms-lab-encoder/VQAv2",
+    sources=(
+        "Questions and annotations of val: https://visualqa.org/download.html, into vqav2",
+        "Pictures: COCO val2014 (http://images.cocodataset.org/zips/val2014.zip, 6 GB) into vqav2/val2014",
+    ),
+)
+TESTDEV = replace(
+    VAL,
+    name="vqav2_testdev",
+    title="VQAv2 (test-dev)",
+    split="test-dev2015",
+    questions=107_394,
+    images=None,
+    version=1,
+    scored="server",
+    sources=(
+        "Questions of test-dev and test: https://visualqa.org/download.html (or LLaVA's eval.zip), into vqav2",
+        "Pictures: COCO test2015 (http://images.cocodataset.org/zips/test2015.zip, 12 GB) into vqav2/test2015",
+        "Scores: https://eval.ai/web/challenges/challenge-page/830 reads what `vlmamba-eval submit` writes",
+    ),
+)
 
 
 class VqaV2(SoftAccuracyTask):
     """val, scored here."""
 
-    info = TaskInfo(
-        name="vqav2",
-        title="VQAv2 (val)",
-        measures="open questions about everyday pictures (short answers)",
-        split="val2014",
-        questions=214_354,
-        images=40_504,
-        headline="accuracy",
-        max_new_tokens=128,
-        paper="https://arxiv.org/abs/1612.00837",
-        scorer="https://github.com/GT-Vision-Lab/VQA/blob/a013f0043c1e/PythonEvaluationTools/vqaEvaluation/vqaEval.py",
-        version=2,
-        folders=("vqav2",),
-        hub="lmms-lab-encoder/VQAv2",
-        sources=(
-            "Questions and annotations of val: https://visualqa.org/download.html, into vqav2",
-            "Pictures: COCO val2014 (http://images.cocodataset.org/zips/val2014.zip, 6 GB) into vqav2/val2014",
-        ),
-    )
+    info = VAL
+    columns = (*SoftAccuracyTask.columns, "raw")
 
-    def load(self, data: Folder) -> list[Sample]:
+    def load(self, data: Folder) -> Loaded:
         annotations = data.find(*_places("v2_mscoco_val2014_annotations.json"), what="VQAv2's annotations (val)")
         # All rows of a file are held at once, so each file's are gone before the next one's come.
         labels = {row.integer("question_id"): _label(row) for row in data.rows(annotations, "annotations")}
@@ -71,11 +92,11 @@ class VqaV2(SoftAccuracyTask):
             if label is None:
                 row.fail(f"{annotations} has no annotation of question {row.get('question_id')}.")
             samples.append(_sample(row, picture(row), label))
-        return samples
+        return Loaded(samples)
 
-    def load_hub(self, hub: Hub) -> list[Sample]:
+    def load_hub(self, hub: Hub) -> Loaded:
         rows = hub.rows(self.info.hub, "validation", image="image")
-        return [_sample(row, self._hub_picture(row), _label(row)) for row in rows]
+        return Loaded([_sample(row, self._hub_picture(row), _label(row)) for row in rows])
 
     def _hub_picture(self, row: Row) -> ImageRef:
         # Each picture is stored once for each of its questions.
@@ -90,55 +111,45 @@ class VqaV2(SoftAccuracyTask):
         raw = _official_accuracy(text, answers)
         return Verdict(submitted, _official_accuracy(submitted, answers), bool(submitted), {"raw": raw})
 
-    def count(self, graded: Sequence[Graded]) -> Iterator[tuple[str, float]]:
-        yield from super().count(graded)
-        for item in graded:
-            if item.verdict and item.verdict.also["raw"]:
-                for group in ("all", *item.sample.groups):
-                    yield f"raw|{group}", item.verdict.also["raw"]
+    def count(self, item: Graded) -> Iterator[tuple[str, float]]:
+        yield from super().count(item)
+        if item.verdict and item.verdict.also["raw"]:
+            yield "raw", item.verdict.also["raw"]
 
     def metrics(self, sums: Sums) -> Iterator[Metric]:
         yield from super().metrics(sums)
         for group in ("all", *sums.groups):
-            yield Metric("accuracy_raw", 100 * sums.ratio(sums[f"raw|{group}"], sums.n(group)), category=group)
+            yield Metric("accuracy_raw", 100 * sums.ratio(sums("raw", group), sums.n(group)), category=group)
 
 
 class VqaV2TestDev(VqaV2):
     """test-dev, scored by the server. Its submission covers all of test2015, of which test-dev is a part."""
 
+    info = TESTDEV
+
     def __init__(self, test_questions: int = 447_793) -> None:
         self.test_questions = test_questions
-        self.info = replace(
-            VqaV2.info,
-            name="vqav2_testdev",
-            title="VQAv2 (test-dev)",
-            split="test-dev2015",
-            questions=107_394,
-            images=None,
-            version=1,
-            scored="server",
-            sources=(
-                "Questions of test-dev and test: https://visualqa.org/download.html (or LLaVA's eval.zip), into vqav2",
-                "Pictures: COCO test2015 (http://images.cocodataset.org/zips/test2015.zip, 12 GB) into vqav2/test2015",
-                "Scores: https://eval.ai/web/challenges/challenge-page/830 reads what `vlmamba-eval submit` writes",
-            ),
-        )
 
-    def load(self, data: Folder) -> list[Sample]:
-        fields = {"test ids": lambda: [row.integer("question_id") for row in _test_rows(data, "test2015")]}
+    def load(self, data: Folder) -> Loaded:
         picture = _pictures(data, "test2015")
-        return [_sample(row, picture(row), fields=fields) for row in _test_rows(data, "test-dev2015")]
+        samples = [_sample(row, picture(row)) for row in _test_rows(data, "test-dev2015")]
+        return Loaded(samples, lambda: [row.integer("question_id") for row in _test_rows(data, "test2015")])
 
-    def load_hub(self, hub: Hub) -> list[Sample]:
+    def load_hub(self, hub: Hub) -> Loaded:
         def test_ids() -> list[int]:
             return [row.integer("question_id") for row in hub.rows(self.info.hub, "test", image="image")]
 
         rows = hub.rows(self.info.hub, "testdev", image="image")
-        return [_sample(row, self._hub_picture(row), fields={"test ids": test_ids}) for row in rows]
+        return Loaded([_sample(row, self._hub_picture(row)) for row in rows], test_ids)
 
-    def submit(self, samples: Sequence[Sample], answers: Mapping[str, str], folder: Path) -> list[Path]:
-        """EvalAI's JSON: every question of test2015, answers normalised as LLaVA does, empty outside test-dev."""
-        numbers: list[int] = samples[0].fields["test ids"]()
+    def submit(
+        self, samples: Sequence[Sample], answers: Mapping[str, str], folder: Path, extra: Callable[[], list[int]]
+    ) -> list[Path]:
+        """EvalAI's JSON: every question of test2015, answers normalised as LLaVA does, empty outside test-dev.
+
+        `extra` reads the ids of all of test2015, from a file that only a submission needs.
+        """
+        numbers = extra()
         unknown = {sample.id for sample in samples} - {str(number) for number in numbers}
         if len(numbers) != self.test_questions or unknown:
             raise DataError(
@@ -189,10 +200,10 @@ def _label(row: Row) -> Label:
         row.fail("field 'answers' should be a list of objects, each with a text 'answer'.")
 
 
-def _sample(row: Row, picture: ImageRef, label: Label = ((), None), fields: Mapping[str, Any] | None = None) -> Sample:
+def _sample(row: Row, picture: ImageRef, label: Label = ((), None)) -> Sample:
     question = llava_question(row) if "text" in row else row.text("question")
     key, (groups, answers) = str(row.integer("question_id")), label
-    return Sample(key, picture, question, answers, groups=groups, fields=fields or {}, where=row.where)
+    return Sample(key, picture, question, answers, groups=groups, where=row.where)
 
 
 TASKS = (VqaV2(), VqaV2TestDev())

@@ -189,7 +189,7 @@ def full_pope(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The 8,910 questions of the pinned release, about 500 drawn pictures under their real names."""
     if not (REAL / "pope" / "coco").is_dir():
         pytest.skip(f"the real POPE lists are not in {REAL}; VLMAMBA_REAL names their folder")
-    from tasks.samples.scene import draw, random_scene
+    from vlmamba_eval.tasks.samples.scene import draw, random_scene
 
     folder = tmp_path_factory.mktemp("real") / "pope"
     shutil.copytree(REAL / "pope" / "coco", folder / "coco", copy_function=shutil.copyfile)
@@ -204,9 +204,8 @@ def full_pope(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_pope_at_full_size_encodes_each_of_its_500_pictures_once(full_pope: Path, tmp_path: Path) -> None:
-    from model_adapters.registry import load
-    from tasks.registry import get_task
     from vlmamba_eval.dataset import load_dataset
+    from vlmamba_eval.registry import get_task, load
     from vlmamba_eval.run import evaluate as run
 
     adapter = load("vlmamba-tiny")

@@ -11,10 +11,10 @@ from typing import Any
 
 from PIL import Image
 
-from model_adapters.base import AdapterInfo
-from tasks.base import Task, TaskInfo, accuracy_metrics
-from vlmamba_eval.data import Folder
-from vlmamba_eval.stats import Sums
+from vlmamba_eval.adapter import AdapterInfo
+from vlmamba_eval.folder import Folder
+from vlmamba_eval.sums import Sums
+from vlmamba_eval.task import Task, TaskInfo, accuracy_metrics
 from vlmamba_eval.types import (
     Generation,
     ImageQuestions,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlmamba_eval.nearest import did_you_mean
 from vlmamba_eval.types import UsageError
 
 DEFAULT = ("llava-1.5-7b", "llava-1.5-13b", "vl-mamba")
@@ -46,7 +46,6 @@ def choose(names: Sequence[str]) -> list[Published]:
     known = {row.model for row in everything}
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)
-            hint = f"Did you mean: {', '.join(near)}?" if near else "The models are in results/baselines.csv."
+            hint = did_you_mean(name, known, "The models are in results/baselines.csv.")
             raise UsageError(f"Unknown baseline {name!r}. {hint}")
     return [row for name in names for row in everything if row.model == name]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from vlmamba_eval import __version__
+from vlmamba_eval.nearest import did_you_mean
 from vlmamba_eval.types import EvalError, UsageError
 
 if TYPE_CHECKING:
@@ -34,6 +35,15 @@ Examples
 """
 
 
+# Commands that belong to a family of models.
+OTHERS = {
+    "assemble": "vlmamba_eval.model_adapters.vlmamba.commands:assemble",
+    "bench": "vlmamba_eval.model_adapters.vlmamba.commands:bench",
+}
+# Options of an evaluation that stand for --model-option NAME=...
+SHORTHANDS = ("weights", "device", "dtype", "random_init", "seed", "no_sharing")
+
+
 class _BatchTokens(click.ParamType):
     name = "N|auto"
 
@@ -52,17 +62,29 @@ class _BatchTokens(click.ParamType):
 class _Commands(click.Group):
     """A group that names the nearest command for a misspelt one."""
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*self.commands, *OTHERS})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """A family's own command is imported when it is called, or listed."""
+        if cmd_name in OTHERS:
+            from importlib import import_module
+
+            module, _, name = OTHERS[cmd_name].partition(":")
+            return getattr(import_module(module), name)
+        return super().get_command(ctx, cmd_name)
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        import difflib
-
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            near = difflib.get_close_matches(args[0], self.commands, n=2, cutoff=0.5)
-            hint = f"Did you mean: {', '.join(near)}?" if near else f"The commands are: {', '.join(self.commands)}."
-            hint += "\nAn evaluation is no command: vlmamba-eval --model NAME --tasks A,B (with commas, no spaces)."
+            known = self.list_commands(ctx)
+            hint = did_you_mean(args[0], known, f"The commands are: {', '.join(known)}.")
+            hint += (
+                "\nEvaluating has no subcommand: vlmamba-eval --model NAME --tasks A,B (with commas, without spaces)."
+            )
             raise click.UsageError(f"{error.message} {hint}", ctx) from None
 
 
@@ -72,17 +94,20 @@ class _Commands(click.Group):
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-@click.option("--model", metavar="NAME|PATH", help="A model by name (see `list models`), or a checkpoint folder.")
-@click.option("--tasks", metavar="A,B,C", help="Benchmarks by name (see `list tasks`), separated by commas.")
+@click.option(
+    "--model", metavar="MODEL", help="A model by name, FAMILY:ID_OR_FOLDER, or a checkpoint folder (see `list models`)."
+)
+@click.option(
+    "--tasks",
+    metavar="A,B,C",
+    help="Benchmarks by name (see `list tasks`), separated by commas; file:PATH for questions of your own.",
+)
 @click.option(
     "--data",
     metavar="hub|samples|DIR",
     default="hub",
     show_default=True,
-    help="Where the benchmarks lie: the hub, the bundled samples, or a folder in the official or LLaVA's layout.",
-)
-@click.option(
-    "--weights", metavar="DIR", type=click.Path(path_type=Path), help="The checkpoint folder for a named model."
+    help="Where the benchmarks are: the hub, the bundled samples, or a folder in the official or LLaVA's layout.",
 )
 @click.option(
     "--out",
@@ -92,6 +117,7 @@ class _Commands(click.Group):
     show_default=True,
     help="Where runs and leaderboards are written.",
 )
+@click.option("--name", help="The model's name in tables. Default: what its family or its configuration calls it.")
 @click.option(
     "--limit",
     metavar="N",
@@ -100,25 +126,12 @@ class _Commands(click.Group):
 )
 @click.option("--batch-tokens", type=_BatchTokens(), default="auto", show_default=True, help="Token budget of a batch.")
 @click.option(
-    "--device", metavar="cpu|cuda", default="auto", show_default=True, help="auto: cuda where there is one, else cpu."
-)
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default="auto",
-    show_default=True,
-    help="Precision of the weights; the recurrent state is always float32. auto: float32 on cpu, bfloat16 on cuda.",
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of --limit and --random-init.")
-@click.option(
     "--scoring",
     type=click.Choice(["generate", "likelihood"]),
     default="generate",
     show_default=True,
     help="Generate answers, or rank the given choices by likelihood (reported under its own name).",
 )
-@click.option("--random-init", is_flag=True, help="Random weights, for timing only: every table says UNTRAINED.")
-@click.option("--no-sharing", is_flag=True, help="Read the image again for every question: the slow reference path.")
 @click.option("--allow-partial", is_flag=True, help="Accept other counts than the declared ones, marked PARTIAL.")
 @click.option(
     "--max-errors",
@@ -127,6 +140,26 @@ class _Commands(click.Group):
     show_default=True,
     help="Up to so many failed questions still count as complete.",
 )
+@click.option(
+    "--include",
+    metavar="FILE|DIR",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A Python file (or a folder of some) that exports TASKS or FAMILY; its code is run.",
+)
+@click.option(
+    "--model-option",
+    "model_options",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="An option of the model's family, see `list models FAMILY`. The next six are short for it.",
+)
+@click.option("--weights", metavar="DIR", help="The checkpoint folder for a named model.")
+@click.option("--device", metavar="cpu|cuda", help="Default: cuda if there is one, else cpu.")
+@click.option("--dtype", help="Precision of the weights. Default: float32 on cpu, half precision on cuda.")
+@click.option("--random-init", is_flag=True, help="Random weights, for timing only: every table says UNTRAINED.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of --limit and --random-init.")
+@click.option("--no-sharing", is_flag=True, help="Read the image again for every question: the slow reference path.")
 @click.version_option(__version__, prog_name="vlmamba-eval")
 @click.pass_context
 def cli(ctx: click.Context, **options: Any) -> None:
@@ -148,37 +181,49 @@ def cli(ctx: click.Context, **options: Any) -> None:
     for name in ("model", "tasks"):
         if not options[name]:
             raise UsageError(f"--{name} is missing. `vlmamba-eval list {name.removesuffix('s')}s` shows what there is.")
-    ctx.exit(_evaluate(**options))
+    given = {p for p in ctx.params if ctx.get_parameter_source(p) == click.core.ParameterSource.COMMANDLINE}
+    ctx.exit(_evaluate(given, **options))
 
 
 def _evaluate(
+    given: set[str],
     *,
     model: str,
     tasks: str,
     data: str,
-    weights: Path | None,
     out: Path,
+    name: str | None,
     limit: int | None,
     batch_tokens: int | None,
-    device: str,
-    dtype: str,
-    seed: int,
     scoring: str,
-    random_init: bool,
-    no_sharing: bool,
     allow_partial: bool,
     max_errors: int,
+    include: tuple[Path, ...],
+    model_options: tuple[str, ...],
+    seed: int,
+    **shorthands: Any,
 ) -> int:
-    from model_adapters.registry import defer
     from vlmamba_eval.dataset import load_dataset
+    from vlmamba_eval.registry import defer, find_family, options_of, registry
     from vlmamba_eval.report.console import ConsoleProgress
     from vlmamba_eval.run import evaluate
 
+    for path in include:
+        registry().include(path)
     chosen = _tasks(tasks)
-    datasets = [load_dataset(task, data, limit=limit, seed=seed, allow_partial=allow_partial) for task in chosen]
-    adapter = defer(
-        model, weights=weights, device=device, dtype=dtype, random_init=random_init, seed=seed, sharing=not no_sharing
-    )
+    family, _ = find_family(model)  # a misspelt model is told before data is read
+    declared = {option.name for option in options_of(family)}
+    options = _model_options(model_options)
+    for short, value in {"seed": seed, **shorthands}.items():
+        option, value = ("sharing", not value) if short == "no_sharing" else (short, value)
+        if short in given and (option in declared or short != "seed"):
+            options.setdefault(option, value)
+    adapter = defer(model, options)
+    if name is not None:
+        adapter = _named(adapter, name)
+    datasets = [
+        load_dataset(task, task.data or data, limit=limit, seed=seed, allow_partial=allow_partial) for task in chosen
+    ]
     progress = ConsoleProgress()
     try:
         outcomes = evaluate(
@@ -192,13 +237,31 @@ def _evaluate(
         )
     finally:
         progress.close()
-    remedy = "Run the same command again: it asks again what has no answer."
-    if any(outcome.n_model_errors for outcome in outcomes):
-        remedy += (
-            " What makes the model fail takes its whole batch with it; with --batch-tokens 1 as well, only the other "
-            "questions about the same image."
-        )
-    return _finish(outcomes, out, remedy)
+    return _finish(outcomes, out, "Run the same command again: it asks again what has no answer.")
+
+
+def _model_options(given: tuple[str, ...]) -> dict[str, Any]:
+    """`KEY=VALUE` texts by key."""
+    options: dict[str, Any] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--model-option {text}: expected KEY=VALUE.")
+        options[key.strip().replace("-", "_")] = value
+    return options
+
+
+def _named(adapter: Any, name: str) -> Any:
+    """The same adapter under another name."""
+    from dataclasses import replace
+
+    from vlmamba_eval.adapter import Deferred
+
+    info = replace(adapter.info, name=name)
+    if isinstance(adapter, Deferred):
+        return replace(adapter, info=info)
+    adapter.info = info
+    return adapter
 
 
 @cli.command(
@@ -221,9 +284,9 @@ def score(task: str, answers: Path, data: str, out: Path, name: str | None, allo
 
     Answers are joined by id and, where ids repeat (MME, TextVQA), by the prompt; never by order.
     """
-    from tasks.registry import get_task
+    from vlmamba_eval.answer_files import score_answers
     from vlmamba_eval.dataset import load_dataset
-    from vlmamba_eval.imported import score_answers
+    from vlmamba_eval.registry import get_task
 
     dataset = load_dataset(get_task(task), data, allow_partial=allow_partial)
     outcome = score_answers(dataset, answers, out, name)
@@ -273,7 +336,7 @@ def prepare(tasks: str, data: str) -> None:
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Default: RUN/submission.")
 def submit(run: Path, data: str | None, out: Path | None) -> None:
     """Write the file that a benchmark's server wants, from a complete run, and check it by reading it back."""
-    from vlmamba_eval.finished import submit as write
+    from vlmamba_eval.submit import submit as write
 
     for path in write(run, data, out):
         click.echo(path.resolve())
@@ -290,7 +353,7 @@ def judge(run: Path, judge_url: str, judge_model: str, data: str | None) -> None
     Judgements are kept in the run folder: the same command goes on where it was stopped. Judges differ, so the judge's
     name stands beside the score.
     """
-    from vlmamba_eval.finished import judge as grade
+    from vlmamba_eval.judge import judge as grade
 
     def tell(done: int, total: int) -> None:
         if done % 20 == 0 or done == total:
@@ -298,119 +361,6 @@ def judge(run: Path, judge_url: str, judge_model: str, data: str | None) -> None
 
     grade(run, judge_url, judge_model, data, tell)
     _report([run], None, None, relative_to=Path())
-
-
-@cli.command(short_help="Build a checkpoint folder from published parts.")
-@click.argument("model", metavar="NAME")
-@click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="The checkpoint to write.")
-@click.option("--vision", metavar="ID|DIR", help="A SigLIP or CLIP of transformers. Default: the model's own.")
-@click.option(
-    "--language-model",
-    metavar="ID|DIR",
-    help="A Mamba-1 in either naming. Default: the model's own (state-spaces/...).",
-)
-@click.option(
-    "--connector",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="A safetensors file. Default: a fresh connector, recorded as untrained.",
-)
-@click.option("--tokenizer", metavar="ID|DIR|FILE", help="Default: the model's own (EleutherAI/gpt-neox-20b).")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of a fresh connector.")
-def assemble(
-    model: str,
-    out: Path,
-    vision: str | None,
-    language_model: str | None,
-    connector: Path | None,
-    tokenizer: str | None,
-    seed: int,
-) -> None:
-    """Build the checkpoint folder of model NAME from published parts: vision encoder, Mamba language model, connector.
-
-    A fresh connector must be trained before its numbers mean anything (see `vlmamba-train --help`).
-    """
-    from model_adapters.vlmamba.assemble import assemble as build
-    from model_adapters.vlmamba.config import PRESETS
-
-    if model not in PRESETS:
-        raise UsageError(f"Unknown model {model!r}. Models that can be assembled: {', '.join(PRESETS)}.")
-    build(
-        PRESETS[model],
-        out,
-        vision=vision,
-        language_model=language_model,
-        connector=connector,
-        tokenizer=tokenizer,
-        seed=seed,
-        say=_say,
-    )
-    click.echo(out.resolve())
-
-
-@cli.command(short_help="Measure the speed of this machine.")
-@click.option("--model", metavar="NAME|PATH", help="A whole model by name, or a checkpoint folder.")
-@click.option(
-    "--shape",
-    metavar="130m|370m|790m|1.4b|2.8b",
-    help="A Mamba language model alone, with random weights. Default: 130m.",
-)
-@click.option(
-    "--weights", metavar="DIR", type=click.Path(path_type=Path), help="The checkpoint folder for a named model."
-)
-@click.option("--random-init", is_flag=True, help="Random weights for --model; a --shape always has them.")
-@click.option("--device", metavar="cpu|cuda", default="auto", show_default=True)
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default="auto",
-    show_default=True,
-    help="Precision of the weights. auto: float32 on cpu, bfloat16 on cuda.",
-)
-@click.option(
-    "--profile",
-    type=click.Choice(["uniform", "gqa", "pope", "vqav2", "mme", "lengths", "images"]),
-    default="uniform",
-    show_default=True,
-    help="What is asked: 18 questions of 20 to 40 tokens about an image, a benchmark's questions, texts of growing "
-    "length, or more and more questions about an image.",
-)
-@click.option(
-    "--modes",
-    metavar="A,B,C",
-    default="shared,unshared",
-    show_default=True,
-    help="Ours: shared, unshared (micro-batches that read the image for every question), one-by-one. Ratios are to "
-    "the first.",
-)
-@click.option(
-    "--peers",
-    metavar="A,B|none",
-    help="For a --shape: transformers (a question at a time; the default), transformers-batched. Slow ones answer a "
-    "part of the questions, and the table says so.",
-)
-@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Turns of every mode.")
-@click.option("--images", type=click.IntRange(min=1), help="Images of a profile. Default: 4 on cpu, 32 on cuda.")
-@click.option("--lengths", metavar="A,B,C", default="", help="Tokens. Default: 512 to 4096 on cpu, to 65536 on cuda.")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), default=Path("results/bench"), show_default=True)
-def bench(modes: str, peers: str | None, lengths: str, **options: Any) -> None:
-    """Measure the speed of this machine: the engine's modes and transformers, in turns within one process.
-
-    Prints a table of times and ratios with their spread, and writes it as CSV, Markdown and, where matplotlib is
-    installed (the extra `bench`), a figure.
-    """
-    from model_adapters.vlmamba.bench.command import bench as measure
-
-    try:
-        tokens = [int(length) for length in _names(lengths)]
-    except ValueError:
-        raise UsageError(f"--lengths {lengths}: expected numbers of tokens, separated by commas.") from None
-    command = "vlmamba-eval " + " ".join(sys.argv[1:])
-    entered = None if peers is None else [name for name in _names(peers) if name != "none"]
-    paths = measure(modes=_names(modes), peers=entered, lengths=tokens, command=command, say=_say, **options)
-    for path in paths:
-        click.echo(path.resolve())
 
 
 @cli.group(name="list")
@@ -421,11 +371,12 @@ def list_() -> None:
 @list_.command(name="tasks", short_help="Benchmarks: split, size, headline, who scores.")
 def list_tasks() -> None:
     """Benchmarks: what they measure, their split and size, and who scores them."""
-    from tasks.registry import all_tasks
     from vlmamba_eval.dataset import has_samples
+    from vlmamba_eval.registry import registry
 
-    rows = [("task", "questions", "images", "split", "headline", "scored", "samples", "measures")]
-    for task in all_tasks().values():
+    known = registry()
+    rows = [("task", "questions", "images", "split", "headline", "scored", "samples", "measures", "from")]
+    for task in known.tasks.values():
         info = task.info
         rows.append(
             (
@@ -437,17 +388,35 @@ def list_tasks() -> None:
                 {"here": "here", "server": "by its server", "judge": "by a judge"}[info.scored],
                 "yes" if has_samples(task) else "no",
                 info.measures,
+                known.origins["task", info.name],
             )
         )
     _print_columns(rows)
 
 
-@list_.command(name="models", short_help="Models by name.")
-def list_models() -> None:
-    """Models by name; any checkpoint folder can be given instead."""
-    from model_adapters.registry import MODELS
+@list_.command(name="models", short_help="Models by name, families and their options.")
+@click.argument("family", required=False)
+def list_models(family: str | None) -> None:
+    """Models by name, and families that take any id or folder; with FAMILY the options of that family."""
+    from vlmamba_eval.registry import find_family, names_of, options_of, registry
 
-    _print_columns([("model", "what it is"), *((name, entry.summary) for name, entry in MODELS.items())])
+    known = registry()
+    if family is None:
+        rows = [("model", "what it is", "from")]
+        for name, found in known.families.items():
+            rows += [(*row, known.origins["family", name]) for row in names_of([found])]
+        _print_columns(rows)
+        click.echo("\nOptions of a family: vlmamba-eval list models FAMILY")
+        return
+    found = known.families.get(family) or find_family(family)[0]
+    click.echo(f"{found.name}: {found.summary}\n")
+    options = options_of(found)
+    if not options:
+        click.echo("It has no options.")
+        return
+    _print_columns(
+        [("option", "type", "default", "what it does"), *((o.name, o.type, o.default, o.help) for o in options)]
+    )
 
 
 def _print_columns(rows: list[tuple[str, ...]]) -> None:
@@ -466,7 +435,7 @@ def _names(text: str) -> list[str]:
 
 
 def _tasks(names: str) -> list[Any]:
-    from tasks.registry import get_task
+    from vlmamba_eval.registry import get_task
 
     chosen = _names(names)
     if not chosen:
@@ -482,18 +451,18 @@ def _finish(outcomes: list[Outcome], out: Path, remedy: str) -> int:
     code = COMPLETE
     for outcome in outcomes:
         scores = outcome.scores
-        if not scores["scores"]:
+        if not scores.scores:
             click.echo(
-                f"{scores['title']}: {scores['n'] - scores['n_missing']:,} answers are there, none is scored: "
-                f"{_unscored(scores['task'], outcome.folder)}",
+                f"{scores.title}: {scores.n - scores.n_missing:,} answers are there, none is scored: "
+                f"{_unscored(scores.task, outcome.folder)}",
                 err=True,
             )
         if not outcome.complete:
             code = INCOMPLETE
             click.echo(
-                f"{scores['title']} is INCOMPLETE: of {scores['n']:,} answers {scores['n_missing']:,} are missing and "
-                f"{scores['n_error']:,} failed; they count as wrong."
-                + (f" Why: {outcome.folder.resolve()}/answers.jsonl" if scores["n_error"] else ""),
+                f"{scores.title} is INCOMPLETE: of {scores.n:,} answers {scores.n_missing:,} are missing and "
+                f"{scores.n_error:,} failed; they count as wrong."
+                + (f" Why: {outcome.folder.resolve()}/answers.jsonl" if scores.n_error else ""),
                 err=True,
             )
     if code == INCOMPLETE:
@@ -502,8 +471,8 @@ def _finish(outcomes: list[Outcome], out: Path, remedy: str) -> int:
 
 
 def _unscored(task: str, folder: Path) -> str:
-    from tasks.base import Task
-    from tasks.registry import get_task
+    from vlmamba_eval.registry import get_task
+    from vlmamba_eval.task import Submits
 
     chosen = get_task(task)
     if chosen.info.scored == "judge":
@@ -512,7 +481,7 @@ def _unscored(task: str, folder: Path) -> str:
         "there are no gold labels here. Put the official annotation file into the data folder and run the same "
         "command again"
     )
-    if type(chosen).submit is not Task.submit:
+    if isinstance(chosen, Submits):
         hint += f", or send the answers to the benchmark's server: vlmamba-eval submit {folder.resolve()}"
     return hint + "."
 

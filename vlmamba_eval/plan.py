@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
+from vlmamba_eval.images import read_image
 from vlmamba_eval.types import DataError, ImageRef, Question, Sample
 
 
@@ -52,7 +53,25 @@ def plan(wanted: Iterable[tuple[str, Sample, Question]]) -> list[ImageJobs]:
     return list(groups.values())
 
 
-def batches(groups: Sequence[ImageJobs], image_tokens: int, budget: int) -> Iterator[list[ImageJobs]]:
+def unanswered(groups: Iterable[ImageJobs], answered: Callable[[str, str], bool]) -> list[ImageJobs]:
+    """The same plan without what is answered: `answered(task, sample id)`. Order and first recipients stay.
+
+    The plan is made from all questions first, so that a run that was interrupted anywhere goes on in the order of an
+    undisturbed one.
+    """
+    left: list[ImageJobs] = []
+    for group in groups:
+        jobs = []
+        for job in group.jobs:
+            recipients = [recipient for recipient in job.recipients if not answered(*recipient)]
+            if recipients:
+                jobs.append(Job(job.question, recipients))
+        if jobs:
+            left.append(ImageJobs(group.image, jobs))
+    return left
+
+
+def batches(groups: Iterable[ImageJobs], image_tokens: int, budget: int) -> Iterator[list[ImageJobs]]:
     """Consecutive groups whose estimated tokens fit the budget together; a group is never split, however large."""
     batch: list[ImageJobs] = []
     used = 0
@@ -73,27 +92,6 @@ def estimated_tokens(group: ImageJobs, image_tokens: int) -> int:
     return text + (image_tokens if group.image is not None else 0)
 
 
-def limited(samples: Sequence[Sample], limit: int, seed: int) -> list[Sample]:
-    """A fair sample of at least `limit` questions: whole images, in an order drawn from the seed and their content.
-
-    A larger limit contains a smaller one of the same seed. Samples keep their order.
-    """
-    images: dict[str, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        images[sample.image.key if sample.image else f"text only: {sample.id}"].append(sample)
-
-    def draw(key: str) -> bytes:
-        # The first question's id, not the key: keys hold paths, and the draw must not depend on where the data lies.
-        return hashlib.sha256(f"{seed}/{min(sample.id for sample in images[key])}".encode()).digest()
-
-    taken: set[str] = set()
-    for key in sorted(images, key=draw):
-        if len(taken) >= limit:
-            break
-        taken.update(sample.id for sample in images[key])
-    return [sample for sample in samples if sample.id in taken]
-
-
 def _equal_pictures(images: Iterable[ImageRef]) -> dict[str, str]:
     """From each key to the first key with the same content, for pictures in files of one name.
 
@@ -110,7 +108,7 @@ def _equal_pictures(images: Iterable[ImageRef]) -> dict[str, str]:
         seen: dict[bytes, str] = {}
         for key, image in candidates.items():
             try:
-                content = hashlib.sha256(image.read()).digest()
+                content = hashlib.sha256(read_image(image)).digest()
             except DataError:
                 continue  # reported under its own name when its questions are asked
             same[key] = seen.setdefault(content, key)

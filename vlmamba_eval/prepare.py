@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlmamba_eval.dataset import SAMPLES, Dataset, load_dataset
+from vlmamba_eval.dataset import Dataset, load_dataset
 from vlmamba_eval.types import DataError, UsageError
 
 if TYPE_CHECKING:
-    from tasks.base import Task
+    from vlmamba_eval.task import Task
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ def inspect(task: Task, where: str) -> State:
 
 
 def _checked(dataset: Dataset) -> str:
-    sha = dataset.provenance["sha256"]
-    if SAMPLES in dataset.marks:
+    sha = dataset.identity.sha256
+    if "SAMPLES" in dataset.identity.marks:
         return f"the bundled samples, compared with nothing, sha256 {sha[:16]}..."
     checked = "as declared" if dataset.task.info.sha256 else "none is declared to compare with"
     return f"count as declared, sha256 {sha[:16]}... ({checked})"

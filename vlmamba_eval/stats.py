@@ -8,156 +8,44 @@ is evaluated on the replicate's summed counts, so the interval belongs to the me
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from vlmamba_eval.types import Graded, Metric
+from vlmamba_eval.sums import Floats, Totals, tabulate
+from vlmamba_eval.types import Graded, Metric, Score
 
 if TYPE_CHECKING:
-    from tasks.base import Task
+    from vlmamba_eval.task import Task
 
 REPLICATES = 2000
 LEVEL = 0.95
-Floats = NDArray[np.float64]
 
 
-class Sums:
-    """Summed columns of a task's counts, each an array over bootstrap replicates; see `Task.count`."""
-
-    def __init__(self, index: Mapping[str, int], values: Floats, groups: tuple[str, ...]) -> None:
-        self._index = index
-        self._values = values  # [replicates, columns]
-        self.groups = groups
-
-    def __getitem__(self, column: str) -> Floats:
-        """The sum of a column, [replicates]; zeros where nothing was counted in it."""
-        position = self._index.get(column)
-        return np.zeros(len(self._values)) if position is None else self._values[:, position]
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The names of all columns."""
-        return tuple(self._index)
-
-    def n(self, group: str = "all") -> Floats:
-        """The number of questions of a group, missing and failed ones included, [replicates]."""
-        return self[f"n|{group}"]
-
-    def credit(self, group: str = "all") -> Floats:
-        """The summed credit of a group's questions, [replicates]."""
-        return self[f"credit|{group}"]
-
-    @staticmethod
-    def ratio(numerator: Floats, denominator: Floats) -> Floats:
-        """Their quotient; NaN where the denominator is 0."""
-        undefined = np.full(np.broadcast(numerator, denominator).shape, np.nan)
-        return np.divide(numerator, denominator, out=undefined, where=denominator != 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """One row of a task's results: a metric with its interval and the counts behind it.
-
-    `value`, `ci_low`, `ci_high` are None where they are undefined.
-    """
-
-    metric: str
-    split: str
-    category: str
-    value: float | None
-    ci_low: float | None
-    ci_high: float | None
-    n: int
-    n_images: int
-    n_unparsed: int
-    n_missing: int
-    n_error: int
-    n_truncated: int
-    headline: bool
-    plain: bool = False
-
-
-def summarise(task: Task, graded: Iterable[Graded], *, seed: int = 0, replicates: int = REPLICATES) -> list[Score]:
+def summarise(
+    task: Task, graded: Iterable[Graded], extra: Any = None, *, seed: int = 0, replicates: int = REPLICATES
+) -> list[Score]:
     """Evaluate every metric of a task, with percentile intervals from the bootstrap over images.
 
     The result depends neither on the order of `graded` nor on the number of threads.
     """
-    images: dict[str, list[Graded]] = defaultdict(list)
-    for item in graded:
-        images[item.sample.image.key if item.sample.image else f"text only: {item.sample.id}"].append(item)
-
-    # The unit of an image in several strata (MME names one COCO picture in several categories) is the pair.
-    units: dict[tuple[str, str], list[Graded]] = defaultdict(list)
-    for key, items in images.items():
-        for item in sorted(items, key=lambda item: item.sample.id):
-            units[task.stratum(item.sample), key].append(item)
-    ordered = sorted(units, key=lambda unit: (unit[0], min(item.sample.id for item in units[unit])))
-
-    totals: dict[str, _Totals] = defaultdict(_Totals)
-    index: dict[str, int] = {}
-    rows: list[dict[int, float]] = []
-    for unit in ordered:
-        row: dict[int, float] = defaultdict(float)
-        for column, amount in _counts(task, units[unit]):
-            row[index.setdefault(column, len(index))] += amount
-        rows.append(row)
-        for group in {group for item in units[unit] for group in ("all", *item.sample.groups)}:
-            totals[group].add(units[unit], group)
-
-    table = np.zeros((len(rows), len(index)))  # [units, columns]
-    for i, row in enumerate(rows):
-        table[i, list(row)] = list(row.values())
-
-    groups = tuple(sorted(set(totals) - {"all"}, key=_natural))
-    point = list(task.metrics(Sums(index, table.sum(axis=0, keepdims=True), groups)))
-    drawn = list(task.metrics(Sums(index, _bootstrap(table, [u[0] for u in ordered], seed, replicates), groups)))
+    table = tabulate(task, graded, extra)
+    point = list(task.metrics(table.total()))
+    draws = bootstrap(table.values, [stratum for stratum, _ in table.units], seed, replicates)
+    drawn = list(task.metrics(table.sums(draws)))
     return [
-        _score(task, value, spread, totals.get(value.group, _Totals()))
+        _score(task, value, spread, table.totals.get(value.group, Totals()))
         for value, spread in zip(point, drawn, strict=True)
     ]
 
 
-def _natural(name: str) -> list[str | int]:
-    """A key that sorts `words/9` before `words/10`."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
-
-
-def _counts(task: Task, items: list[Graded]) -> Iterable[tuple[str, float]]:
-    for item in items:
-        for group in ("all", *item.sample.groups):
-            yield f"n|{group}", 1.0
-    yield from task.count(items)
-
-
-class _Totals:
-    """The counts that stand beside each metric."""
-
-    __slots__ = ("error", "images", "missing", "n", "truncated", "unparsed")
-
-    def __init__(self) -> None:
-        self.n = self.images = self.unparsed = self.missing = self.error = self.truncated = 0
-
-    def add(self, items: list[Graded], group: str) -> None:
-        self.images += 1
-        for item in items:
-            if group == "all" or group in item.sample.groups:
-                self.n += 1
-                self.unparsed += item.verdict is not None and not item.verdict.valid
-                self.missing += item.state == "missing"
-                self.error += item.state == "error"
-                self.truncated += item.truncated
-
-
-def _bootstrap(table: Floats, strata: list[str], seed: int, replicates: int) -> Floats:
+def bootstrap(table: Floats, strata: Sequence[str], seed: int = 0, replicates: int = REPLICATES) -> Floats:
     """Column sums of `replicates` resamples of the rows, drawn within each stratum, [replicates, columns].
 
-    The same bits on any number of threads and any processor: each product below is exact.
+    The same bits on any number of threads and any processor: each product below is exact. Tables of equal strata get
+    equal draws, so that the difference of two runs over the same images has a paired interval.
     """
     rng = np.random.default_rng(seed)
     members: dict[str, list[int]] = defaultdict(list)
@@ -187,7 +75,7 @@ def _exact_parts(table: Floats) -> tuple[Floats, Floats]:
     return high, np.round((table - high) * 2.0**60) / 2.0**60
 
 
-def _score(task: Task, point: Metric, spread: Metric, totals: _Totals) -> Score:
+def _score(task: Task, point: Metric, spread: Metric, totals: Totals) -> Score:
     value = float(np.asarray(point.value).reshape(-1)[0])
     low = high = math.nan
     if not point.plain:

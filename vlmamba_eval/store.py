@@ -2,95 +2,66 @@
 
     runs/<model>/<task>/<key>/
         manifest.json     first: everything that decides the answers; `key` is its hash
-        answers.jsonl     append-only, one line a question, each with its check sum, flushed and synced
+        answers.jsonl     a journal: one line per question, flushed and synced
         telemetry.jsonl   times, host, versions: whatever may differ between equal runs
         scores.json       derived: a pure function of the answers and the annotation files
-        DONE              last: every question has its answer
+        verdicts.jsonl    derived: one line per question, what was read and what it is worth
+        DONE              last: every question has its answer; it seals answers and scores by their sha256
 
-A process that dies loses at most the line it was writing. Opening a run cuts off such a torn tail; a damaged line
-before it is refused, never skipped. Only one process at a time may write to a run.
+Only one process at a time may write to a run.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
-import re
-import shutil
 import socket
-import tempfile
-import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal, get_type_hints
+from typing import Any, Literal
 
+import msgspec
 from filelock import FileLock, Timeout
 
-from vlmamba_eval.types import Answer, Failure, Generation, Likelihood, StoreError
+from vlmamba_eval import journal
+from vlmamba_eval.files import cannot_write, read_typed, sync_folder, write_atomic, write_json
+from vlmamba_eval.journal import Journal
+from vlmamba_eval.manifest import FORMAT, Manifest, canonical_json, differences
+from vlmamba_eval.types import Answer, Scores, StoreError
 
-MANIFEST, ANSWERS, TELEMETRY, SCORES, DONE = (
+MANIFEST, ANSWERS, TELEMETRY, SCORES, VERDICTS, DONE = (
     "manifest.json",
     "answers.jsonl",
     "telemetry.jsonl",
     "scores.json",
+    "verdicts.jsonl",
     "DONE",
 )
 
-FORMAT = 1  # of all these files; a reader of another one refuses them
 REPEAT = "run the same evaluation (or `vlmamba-eval score`) again"
+REWRITE = f"Delete it, then {REPEAT}: it is written anew, and no answer is lost."
 
 
-def run_key(manifest: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits of the sha256 of what decides the answers (the manifest's canonical JSON)."""
-    return hashlib.sha256(canonical_json(manifest).encode()).hexdigest()[:12]
+@dataclass(frozen=True, slots=True)
+class ScoresFile:
+    """`scores.json`. `sha256` is that of the scores' canonical JSON: a value that was edited is noticed."""
+
+    sha256: str
+    scores: Scores
+    format: int = FORMAT
 
 
-def canonical_json(value: Any) -> str:
-    """JSON that is equal for equal values: sorted keys, no spaces, ASCII."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """`DONE`: the sha256 of the two files that a finished run consists of."""
 
-
-def folder_name(name: str) -> str:
-    """A name that is safe as one folder: letters, digits, dot, dash, underscore."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name)[:80].strip("._") or "model"
-
-
-def write_atomic(path: Path, content: str) -> None:
-    """Write a text file so that a reader sees the old content or the new one, also after a power failure.
-
-    Temporary file in the same folder, flush, fsync, rename, fsync of the folder. What has no UTF-8 (a lone surrogate)
-    is written as its JSON escape. A file that holds the content already is not touched, so that what is finished can
-    be shown again from a disk that can only be read. Raises `StoreError`.
-    """
-    encoded = content.encode(errors="backslashreplace")
-    try:
-        if path.is_file() and path.read_bytes() == encoded:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(encoded)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise StoreError(cannot_write(path, error)) from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically, indented, keys in the given order."""
-    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    answers: str
+    scores: str
+    format: int = FORMAT
 
 
 class Run:
@@ -99,13 +70,12 @@ class Run:
     `answers` maps each answered sample id to its answer; failed ones are there too until they are tried again.
     """
 
-    def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder = folder
-        self.manifest = {"format": FORMAT, **manifest}
+        self.manifest = manifest
         self.answers: dict[str, Answer] = {}
         self._lock = FileLock(str(folder / ".lock"))
-        self._file: BinaryIO | None = None
-        self._size = 0
+        self._journal = Journal(folder / ANSWERS)
 
     def __enter__(self) -> Run:
         try:
@@ -120,15 +90,15 @@ class Run:
         except OSError as error:
             if not (self.folder / DONE).exists():
                 raise StoreError(cannot_write(self.folder, error)) from error
-            self._check_manifest()  # finished, where nothing can be written: it can still be shown
+            self._check_manifest()  # finished, and nothing can be written: it can still be shown
             self.answers = read_answers(self.folder)
             return self
         try:
             write_atomic(self.folder / ".owner", f"process {os.getpid()} on {socket.gethostname()}\n")
             self._check_manifest()
-            self.answers, self._size = _load_answers(self.folder / ANSWERS, heal=True)
-            self._file = open(self.folder / ANSWERS, "ab", buffering=0)
-            _sync_folder(self.folder)
+            self._journal.__enter__()
+            self.answers = read_answers(self.folder)
+            sync_folder(self.folder)
         except BaseException as error:
             self.__exit__(None, None, None)
             if isinstance(error, OSError):
@@ -139,9 +109,7 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._journal.close()
         self._lock.release()
 
     def _check_manifest(self) -> None:
@@ -151,30 +119,15 @@ class Run:
             return
         found = read_manifest(self.folder)
         if canonical_json(found) != canonical_json(self.manifest):
-            changed = _difference(found, self.manifest)
             raise StoreError(
-                f"{path} belongs to another configuration; it differs in:\n  " + "\n  ".join(changed) + "\n"
-                "Its answers are not mixed with these. Give another folder with --out."
+                f"{path} belongs to another configuration; it differs in:\n  "
+                + "\n  ".join(differences(found, self.manifest))
+                + "\nIts answers are not mixed with these. Give another folder with --out."
             )
 
     def append(self, answers: Sequence[Answer]) -> None:
-        """Write answers, one line each, and return once they are on the disk.
-
-        Raises `StoreError` where that is impossible (disk full); the file then ends with the last whole answer.
-        """
-        if self._file is None:
-            raise StoreError(cannot_write(self.folder / ANSWERS, OSError(errno.EROFS, os.strerror(errno.EROFS))))
-        lines = b"".join(encode_answer(answer) for answer in answers)
-        try:
-            view = memoryview(lines)
-            while view:
-                view = view[self._file.write(view) :]
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            with contextlib.suppress(OSError):  # else the torn tail is cut off when the run is opened again
-                os.ftruncate(self._file.fileno(), self._size)
-            raise StoreError(cannot_write(self.folder / ANSWERS, error)) from error
-        self._size += len(lines)
+        """Write answers, one line each, and return once they are on the disk. Raises `StoreError` (disk full)."""
+        self._journal.append([_to_record(answer) for answer in answers])
         for answer in answers:
             self.answers[answer.id] = answer
 
@@ -183,11 +136,18 @@ class Run:
         answer = self.answers.get(sample_id)
         return "missing" if answer is None else "ok" if answer.failure is None else "error"
 
-    def finish(self, scores: Mapping[str, Any], *, complete: bool) -> None:
-        """Write the derived files, `DONE` last and only where every question has an answer."""
-        write_json(self.folder / SCORES, {"format": FORMAT, **scores})
+    def finish(self, scores: Scores, verdicts: Iterable[Mapping[str, Any]], *, complete: bool) -> None:
+        """Write the derived files, `DONE` last."""
+        write_atomic(self.folder / VERDICTS, "".join(json.dumps(row) + "\n" for row in verdicts))
+        write_json(self.folder / SCORES, ScoresFile(_sha256(canonical_json(scores).encode()), scores))
+        self.seal(complete=complete)
+
+    def seal(self, *, complete: bool) -> None:
+        """Write `DONE` for a complete run, with the hashes of what it consists of; remove it otherwise."""
         if complete:
-            write_atomic(self.folder / DONE, "")
+            write_json(
+                self.folder / DONE, Seal(_file_sha256(self.folder / ANSWERS), _file_sha256(self.folder / SCORES))
+            )
         else:
             try:
                 (self.folder / DONE).unlink(missing_ok=True)
@@ -209,29 +169,61 @@ class Run:
 # =============================================================================
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> Manifest:
     """The manifest of a run folder. Raises `StoreError`."""
-    shape = {"task": {"name": str}, "data": {"sha256": str, "marks": [str]}}
-    return _read_json(folder / MANIFEST, shape, missing="Is this a run folder (runs/<model>/<task>/<key>)?")
+    missing = "Is this a run folder (runs/<model>/<task>/<key>)?"
+    return read_typed(folder / MANIFEST, Manifest, format=FORMAT, missing=missing, remedy=REWRITE)
 
 
-def read_scores(folder: Path) -> dict[str, Any]:
-    """The scores of a run folder. Raises `StoreError`."""
-    from vlmamba_eval.stats import Score
-
-    shape = {
-        **dict.fromkeys(("model", "task", "title", "split", "headline", "scoring"), str),
-        **dict.fromkeys(("n", "n_missing", "n_error"), int),
-        "judge": str | None,
-        "marks": [str],
-        "scores": [get_type_hints(Score)],
-    }
-    return _read_json(folder / SCORES, shape, missing=f"To have it written, {REPEAT}.")
+def read_scores(folder: Path) -> Scores:
+    """The scores of a run folder. Raises `StoreError` if they, or a finished run's answers, were edited afterwards."""
+    path = folder / SCORES
+    missing = f"To have it written, {REPEAT}."
+    found = read_typed(path, ScoresFile, format=FORMAT, missing=missing, remedy=REWRITE)
+    if found.sha256 != _sha256(canonical_json(found.scores).encode()):
+        raise StoreError(f"{path} was edited: its values are not those that were scored. {REWRITE}")
+    if (folder / DONE).exists():
+        seal = read_typed(folder / DONE, Seal, format=FORMAT, missing=missing, remedy=REWRITE)
+        for name, sha256 in ((ANSWERS, seal.answers), (SCORES, seal.scores)):
+            if _file_sha256(folder / name) != sha256:
+                raise StoreError(
+                    f"{folder / name} changed after the run was finished, so its scores can't be shown. "
+                    f"Restore it from a copy, or {REPEAT} to have what is there scored."
+                )
+    return found.scores
 
 
 def read_answers(folder: Path) -> dict[str, Answer]:
-    """The answers of a run folder by sample id, without touching the file. Raises `StoreError`."""
-    return _load_answers(folder / ANSWERS, heal=False)[0]
+    """The answers of a run folder by sample id, without touching the file. Raises `StoreError`.
+
+    A failed answer may be followed by a later try.
+    """
+    path = folder / ANSWERS
+    answers: dict[str, Answer] = {}
+    for number, record in journal.read(path, "answer"):
+        try:
+            answer = _from_record(record)
+        except (msgspec.ValidationError, KeyError, TypeError, ValueError) as error:
+            raise StoreError(journal.damaged(path, number, "answer", str(error))) from None
+        before = answers.get(answer.id)
+        if before is not None and before.failure is None:
+            raise StoreError(f"{path}:{number}: sample {answer.id!r} has two answers. Delete one of the lines.")
+        answers[answer.id] = answer
+    return answers
+
+
+def read_verdicts(folder: Path) -> Iterator[dict[str, Any]]:
+    """The rows of `verdicts.jsonl`, in the order of the questions. Raises `StoreError`."""
+    path = folder / VERDICTS
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read ({error.strerror or error}). To have it written, {REPEAT}.") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            yield json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise StoreError(f"{path}:{number} is damaged: {error}. {REWRITE}") from None
 
 
 def data_source(folder: Path) -> str | None:
@@ -251,8 +243,12 @@ def find_runs(root: Path) -> list[Path]:
     return sorted(path.parent for path in root.rglob(SCORES) if (path.parent / MANIFEST).exists())
 
 
-def encode_answer(answer: Answer) -> bytes:
-    """The answer's line: JSON in ASCII with the CRC-32 of what stands before it, newline-terminated."""
+# =============================================================================
+# Answers as records
+# =============================================================================
+
+
+def _to_record(answer: Answer) -> dict[str, Any]:
     record: dict[str, Any] = {"id": answer.id}
     if answer.generation is not None:
         generation = answer.generation
@@ -266,123 +262,29 @@ def encode_answer(answer: Answer) -> bytes:
             record["likelihoods"] = [[item.logprob, item.n_tokens] for item in generation.likelihoods]
     if answer.failure is not None:
         record["failure"] = asdict(answer.failure)
-    body = json.dumps(record)[:-1].encode()
-    return body + b', "crc": "%08x"}\n' % zlib.crc32(body)
+    return record
 
 
-_LINE = re.compile(rb'(?P<body>.*), "crc": "(?P<crc>[0-9a-f]{8})"\}\Z', re.DOTALL)
-
-
-def decode_answer(line: bytes) -> Answer:
-    """The inverse of `encode_answer`, without the newline. Raises `ValueError` for a damaged line."""
-    match = _LINE.match(line)
-    if match is None or zlib.crc32(match["body"]) != int(match["crc"], 16):
-        raise ValueError("its check sum does not fit")
-    record = json.loads(match["body"] + b"}")
+def _from_record(record: dict[str, Any]) -> Answer:
+    """The inverse of `_to_record`. Raises `msgspec.ValidationError` or `KeyError` for a field that is not as it was."""
     generation = None
     if "text" in record:
-        likelihoods = tuple(Likelihood(logprob, n) for logprob, n in record.get("likelihoods", ()))
-        generation = Generation(record["text"], record["prompt"], record["n_tokens"], record["stop"], likelihoods)
-    failure = Failure(**record["failure"]) if "failure" in record else None
-    return Answer(record["id"], generation, failure)
+        generation = {name: record[name] for name in ("text", "prompt", "n_tokens", "stop")}
+        generation["likelihoods"] = [{"logprob": p, "n_tokens": n} for p, n in record.get("likelihoods", ())]
+    answer = {"id": record["id"], "generation": generation, "failure": record.get("failure")}
+    return msgspec.convert(answer, Answer)
 
 
-def _load_answers(path: Path, *, heal: bool) -> tuple[dict[str, Answer], int]:
-    """The answers of a file and the size of its whole lines. A failed answer may be followed by a later try."""
-    if not path.exists():
-        return {}, 0
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _file_sha256(path: Path) -> str:
     try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise StoreError(f"{path} cannot be read ({error.strerror or error}). Restore it from a copy.") from None
-    size = raw.rfind(b"\n") + 1
-    if heal and size < len(raw):
-        os.truncate(path, size)
-    answers: dict[str, Answer] = {}
-    for number, line in enumerate(raw[:size].split(b"\n")[:-1], 1):
-        try:
-            answer = decode_answer(line)
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(
-                f"{path}:{number}: this answer is damaged ({error}). It is not skipped silently: delete the line "
-                "to have this question answered again, or restore the file from a copy."
-            ) from None
-        before = answers.get(answer.id)
-        if before is not None and before.failure is None:
-            raise StoreError(f"{path}:{number}: sample {answer.id!r} has two answers. Delete one of the lines.")
-        answers[answer.id] = answer
-    return answers, size
-
-
-def _read_json(path: Path, shape: Mapping[str, Any], *, missing: str) -> dict[str, Any]:
-    """One of the files that a run can write anew, checked as far as its readers rely on it. Raises `StoreError`."""
-    remedy = f"Delete it, then {REPEAT}: it is written anew, and no answer is lost."
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise StoreError(f"{path} is missing. {missing}") from None
+        digest = hashlib.sha256()
+        with open(path, "rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+        return digest.hexdigest()
     except OSError as error:
         raise StoreError(f"{path} cannot be read ({error.strerror or error}).") from None
-    except (ValueError, RecursionError) as error:
-        raise StoreError(f"{path} is damaged: expected JSON ({error}). {remedy}") from None
-    if isinstance(value, dict) and value.get("format") != FORMAT:
-        raise StoreError(
-            f"{path} is of format {value.get('format')!r}; this version of vlmamba-eval reads format {FORMAT}. "
-            "Read it with the version that wrote it, or evaluate again with another --out."
-        )
-    problem = _misfit(value, shape, "it")
-    if problem:
-        raise StoreError(f"{path} is damaged: {problem}. {remedy}")
-    return value
-
-
-def _misfit(value: Any, shape: Any, place: str) -> str:
-    """Where a JSON value first departs from a shape: an object's fields, `[shape of each item]`, or a type."""
-    if isinstance(shape, list):
-        if not isinstance(value, list):
-            return f"{place} should be a list, found {value!r:.80}"
-        return next(filter(None, (_misfit(v, shape[0], f"{place}[{i}]") for i, v in enumerate(value))), "")
-    if isinstance(shape, dict):
-        if not isinstance(value, dict):
-            return f"{place} should be an object, found {value!r:.80}"
-        for name, inner in shape.items():
-            if name not in value:
-                return f"{place} has no field {name!r}"
-            problem = _misfit(value[name], inner, name if place == "it" else f"{place}.{name}")
-            if problem:
-                return problem
-        return ""
-    wanted = getattr(shape, "__name__", str(shape))
-    return "" if isinstance(value, shape) else f"{place} should be {wanted}, found {value!r:.80}"
-
-
-def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
-    lines: list[str] = []
-    for name in sorted({*found, *wanted}):
-        a, b = found.get(name), wanted.get(name)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            lines += _difference(a, b, f"{prefix}{name}.")
-        elif a != b:
-            lines.append(f"{prefix}{name}: {a!r} on disk, {b!r} now")
-    return lines
-
-
-def cannot_write(path: Path, error: OSError) -> str:
-    """The message for a file that can't be written: why, and what to do."""
-    remedy = "Give another folder with --out"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        existing = next((p for p in (path, *path.parents) if os.path.exists(p)), Path("/"))
-        free = shutil.disk_usage(existing).free / 2**20
-        remedy = f"{free:,.1f} MiB are free there: make room, or give another folder"
-    return (
-        f"{path} cannot be written ({error.strerror or error}). What was answered before is safe. "
-        f"{remedy}, and run the same command again."
-    )
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

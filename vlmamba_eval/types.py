@@ -8,11 +8,12 @@ The way of a question:
         --store--> Answer                   one line on disk; a failure is a typed value, never a text
         --task.grade--> Verdict             what the official parser read and the credit it gives
         --task.count, task.metrics--> Metric   from sums over images, so that every metric has an interval
+        --stats--> Score                    one row of `scores.json`
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -52,17 +53,33 @@ class OutOfMemory(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
-    """A picture that is not opened yet.
+    """A picture that is not opened yet: plain data, so that a question can be handed to another process.
 
-    `key` is its identity: questions with equal keys share one encoding. `where` names it in messages (a file,
-    or a row of a data set). `read` returns the encoded file; it raises `DataError` where that is impossible. `path` is
-    the file, where it is one.
+    `key` is its identity: questions with equal keys share one encoding. `where` names it in messages (a file, or a row
+    of a data set). One of four sources holds the encoded picture: the file `path`, which must lie below `folder`;
+    `base64` text; a cell of a `hub` data set; a member of the zip or tar archive `path`. `images.read_image` reads it.
     """
 
     key: str
     where: str
-    read: Callable[[], bytes] = field(compare=False, repr=False)
     path: str = field(default="", compare=False)
+    folder: str = field(default="", compare=False)
+    member: str = field(default="", compare=False)
+    base64: str = field(default="", compare=False, repr=False)
+    hub: HubCell | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class HubCell:
+    """A cell of a data set on the hub: one image, or with `place` one of a list of images."""
+
+    dataset: str
+    config: str | None
+    split: str
+    revision: str | None
+    column: str
+    row: int
+    place: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +89,8 @@ class Sample:
     `id` is unique in its task. `external_id` is the `question_id` of LLaVA's question and answer files; it may
     repeat (MME, TextVQA, where the prompt tells the questions apart) and defaults to `id`. `target` is None where the
     labels are not public. `groups` are the names under which the question is also reported (`"popular"`,
-    `"structural/query"`), besides `"all"`. `fields` holds what only the task itself reads. `where` names file and row.
+    `"structural/query"`), besides `"all"`. `fields` holds what only the task itself reads about this one question; what
+    belongs to the whole list stands in `Loaded.extra`. `where` names file and row.
     """
 
     id: str
@@ -89,6 +107,18 @@ class Sample:
     def answer_key(self) -> str:
         """The `question_id` under which answer files know this sample."""
         return self.external_id or self.id
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a task reads from annotation files: its samples, and what belongs to the whole list.
+
+    `extra` is given back to `Task.count_image` and to the abilities that need the whole list (a corpus of captions, the
+    gold answers of a group of questions, the ids of a larger list that a submission covers).
+    """
+
+    samples: list[Sample]
+    extra: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +174,13 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a question has no answer: `data_error` (the image), or `model_error` (the adapter raised)."""
+    """Why a question has no answer.
 
-    kind: Literal["data_error", "model_error"]
+    `data_error`: its image can't be read. `model_error`: the adapter raised, refused, or returned something that is no
+    answer. `timeout`: it took longer than allowed.
+    """
+
+    kind: Literal["data_error", "model_error", "timeout"]
     message: str
 
 
@@ -212,3 +246,76 @@ class Metric:
     def group(self) -> str:
         """The group of samples whose counts belong to this metric."""
         return self.over or (self.category if self.category != "all" else self.split or "all")
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One row of a task's results: a metric with its interval and the counts behind it.
+
+    `value`, `ci_low`, `ci_high` are None if they are undefined.
+    """
+
+    metric: str
+    split: str
+    category: str
+    value: float | None
+    ci_low: float | None
+    ci_high: float | None
+    n: int
+    n_images: int
+    n_unparsed: int
+    n_missing: int
+    n_error: int
+    n_truncated: int
+    headline: bool
+    plain: bool = False
+
+
+Scoring = Literal["generate", "likelihood"]
+
+Mark = Literal["SAMPLES", "PARTIAL", "INCOMPLETE", "UNTRAINED", "UNSCORED"]
+
+MEANING: dict[Mark, str] = {
+    "SAMPLES": "the bundled samples, scenes drawn by this project: not comparable with any published number",
+    "PARTIAL": "not the benchmark's whole list of questions",
+    "INCOMPLETE": "some questions have no answer; they count as wrong",
+    "UNTRAINED": "random weights: the numbers only show that everything runs",
+    "UNSCORED": "there are no gold labels here, or a judge must grade; the answers are kept",
+}
+"""What makes a number incomparable, in the order of tables. A mark stands beside every number that it is about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What `scores.json` holds: a pure function of a run's answers and the annotation files."""
+
+    model: str
+    task: str
+    title: str
+    split: str
+    headline: str
+    scoring: Scoring
+    judge: str | None
+    marks: tuple[Mark, ...]
+    n: int
+    n_missing: int
+    n_error: int
+    scores: tuple[Score, ...] = ()
+
+
+# =============================================================================
+# What a run tells
+# =============================================================================
+
+
+class Progress:
+    """What a run tells while it goes on; this one says nothing."""
+
+    def start(self, images: int, questions: int, resumed: int) -> None:
+        """Called once, with what is to be done and how many questions already have their answer."""
+
+    def advance(self, images: int, questions: int, errors: int) -> None:
+        """Called after each batch is on the disk, with what it added."""
+
+    def note(self, message: str) -> None:
+        """Something that the user should know."""

@@ -12,10 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from model_adapters.base import AdapterInfo, Deferred
+from vlmamba_eval.adapter import AdapterInfo, Deferred
+from vlmamba_eval.model_adapters.shared.device import choose
+from vlmamba_eval.model_adapters.shared.pixels import prepare
 from vlmamba_eval.types import Generation, ImageQuestions, ModelError, UsageError
 
-from . import checkpoint, vision
+from . import Options, checkpoint
 from .config import PRESETS, ModelConfig, Provenance, load_config, to_dict
 from .engine import Engine, Limits
 from .model import VLMamba, random_model
@@ -27,11 +29,9 @@ if TYPE_CHECKING:
 TINY = Path(__file__).parent / "tiny"
 """The checkpoint that comes with the project."""
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 
 class VLMambaAdapter:
-    """Answers questions with a VL-Mamba; `model_adapters.base` documents the protocol.
+    """Answers questions with a VL-Mamba; `vlmamba_eval.adapter` documents the protocol.
 
     `sharing=False` answers every question by itself, from the pixels on.
     """
@@ -48,7 +48,7 @@ class VLMambaAdapter:
         device = model.language_model.backbone.embedding.weight.device
         model.prepare_for_inference()
         self.engine = Engine(model, tokenizer, sharing=sharing, limits=limits)
-        self.info = describe(model.config, weights, device, model.language_model.blocks[0].mixer.dtype)
+        self.info = describe(model.config, weights, device, model.language_model.blocks[0].mixer.dtype, sharing)
         self._config = model.config
 
     @property
@@ -58,7 +58,7 @@ class VLMambaAdapter:
 
     def prepare(self, image: Image.Image) -> Tensor:
         """A decoded image -> uint8 [3, h, w] as the encoder wants it. Thread-safe."""
-        return vision.prepare(image, self._config.vision.image_size, self._config.preprocessing)
+        return prepare(image, self._config.vision.image_size, self._config.preprocessing)
 
     def generate(self, batch: Sequence[ImageQuestions]) -> list[list[Generation]]:
         """Answer every question of every image, in order."""
@@ -69,7 +69,9 @@ class VLMambaAdapter:
         return self.engine.rank(batch)
 
 
-def describe(config: ModelConfig, weights: str, device: torch.device, dtype: torch.dtype) -> AdapterInfo:
+def describe(
+    config: ModelConfig, weights: str, device: torch.device, dtype: torch.dtype, sharing: bool = True
+) -> AdapterInfo:
     """What decides the answers of a model with this configuration and these weights, on this device."""
     return AdapterInfo(
         name=config.name,
@@ -79,25 +81,23 @@ def describe(config: ModelConfig, weights: str, device: torch.device, dtype: tor
         image_tokens=config.vision.image_tokens,
         untrained=bool(config.provenance.untrained),
         settings={key: value for key, value in to_dict(config).items() if key != "name"}
-        | {"scan_width": config.scan_width, "scan_backend": choose_backend(device), "state_dtype": "float32"},
+        | {
+            "scan_width": config.scan_width,
+            "scan_backend": choose_backend(device),
+            "state_dtype": "float32",
+            "sharing": sharing,
+        },
     )
 
 
-def load(
-    name: str,
-    *,
-    weights: Path | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    random_init: bool = False,
-    seed: int = 0,
-    sharing: bool = True,
-) -> VLMambaAdapter | Deferred:
-    """The adapter for a preset's name or a checkpoint folder; `model_adapters.registry.load` documents the options."""
+def load(name: str, options: Options) -> VLMambaAdapter | Deferred:
+    """The adapter for a preset's name or a checkpoint folder."""
+    weights = Path(options.weights) if options.weights else None
+    seed, sharing = options.seed, options.sharing
     preset = PRESETS.get(name)
     bundled = TINY if name == "vlmamba-tiny" else None
     folder = weights or bundled or (None if preset else Path(name))
-    if random_init:
+    if options.random_init:
         if weights is not None:
             raise UsageError("--random-init draws the parameters; leave out --weights")
         config = preset or load_config(Path(name))
@@ -108,7 +108,7 @@ def load(
             provenance=Provenance(untrained=parts, sources=dict.fromkeys(parts, f"random:{seed}")),
             tokenizer=replace(config.tokenizer, source=source),
         )
-        where, precision = choose(device, dtype)
+        where, precision = choose(options.device, options.dtype)
         model = random_model(config, seed, where, precision)
         return VLMambaAdapter(model, tokenizer, weights=f"random:{seed}", sharing=sharing)
     if folder is None:
@@ -118,6 +118,8 @@ def load(
             f"with --weights DIR; or measure speed alone with --random-init."
         )
     config = load_config(folder)
+    if preset is None:  # named after the folder, unless its configuration has a name of its own
+        config = config if config.name not in PRESETS else replace(config, name=folder.resolve().name)
     if preset and not bundled and config.architecture != preset.architecture:
         found, want = config.architecture, preset.architecture
         differing = [f"{part}.{key}" for part in want for key in want[part] if want[part][key] != found[part][key]]
@@ -125,14 +127,15 @@ def load(
             f"{folder} is not a {name}: its config.json differs in {', '.join(differing)}. "
             f"Evaluate it under its own name with --model {folder}"
         )
-    where, precision = choose(device, dtype)
+    where, precision = choose(options.device, options.dtype)
     weights_id = checkpoint.fingerprint(folder)
 
     def read() -> VLMambaAdapter:
         model, _, tokenizer = checkpoint.load(folder, where, precision)
+        model.config = config
         return VLMambaAdapter(model, tokenizer, weights=weights_id, sharing=sharing)
 
-    return Deferred(describe(config, weights_id, where, precision), read)
+    return Deferred(describe(config, weights_id, where, precision, sharing), read)
 
 
 def _tokenizer_for_timing(config: ModelConfig, folder: Path | None) -> tuple[Tokenizer, str]:
@@ -150,20 +153,3 @@ def _tokenizer_for_timing(config: ModelConfig, folder: Path | None) -> tuple[Tok
         )
         stand_in = checkpoint.load_tokenizer(TINY / "tokenizer.json", config)
         return stand_in, f"vlmamba-tiny (in place of {config.tokenizer.source})"
-
-
-def choose(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
-    """The device and precision meant by the names; `auto` takes CUDA where it is, bfloat16 there, float32 on a CPU."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        where = torch.device(device)
-    except RuntimeError as error:
-        raise UsageError(f"unknown device {device!r}: expected cpu, cuda, cuda:N or auto") from error
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: PyTorch sees no CUDA device here; run with --device cpu")
-    if dtype == "auto":
-        dtype = "float32" if where.type == "cpu" else "bfloat16"
-    if dtype not in _DTYPES:
-        raise UsageError(f"unknown dtype {dtype!r}: expected {', '.join(_DTYPES)} or auto")
-    return where, _DTYPES[dtype]

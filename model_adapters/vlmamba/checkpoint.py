@@ -185,7 +185,7 @@ def load_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
 
 def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig, where: str) -> None:
     """`ModelError` unless the end mark has its id and every id has an embedding."""
-    from .template import END
+    from vlmamba_eval.model_adapters.shared.template import END
 
     eos, rows = config.tokenizer.eos_token_id, config.language_model.padded_vocab_size
     if tokenizer.token_to_id(END) != eos:

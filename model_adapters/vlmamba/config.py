@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from vlmamba_eval.model_adapters.shared.pixels import PreprocessingConfig
+from vlmamba_eval.model_adapters.shared.template import TemplateConfig
 from vlmamba_eval.types import ModelError
 
 FORMAT = "vlmamba-1"
@@ -57,20 +59,6 @@ class VisionConfig:
         """How many encoder layers stand before the chosen hidden state."""
         index = self.feature_layer
         return index if index >= 0 else self.num_hidden_layers + 1 + index
-
-
-@dataclass(frozen=True, slots=True)
-class PreprocessingConfig:
-    """From a decoded RGB image to the encoder's input.
-
-    `fit`: `pad` expands to a square with the mean colour and resizes (LLaVA-1.5,
-    haotian-liu/LLaVA@c121f04:llava/mm_utils.py:152); `resize` squashes to the square (SigLIP's own, Cobra's);
-    `crop` resizes the shortest edge and cuts the centre (CLIP's own). Resizing is bicubic.
-    """
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    fit: Literal["pad", "resize", "crop"] = "pad"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,18 +109,6 @@ class LanguageModelConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class TemplateConfig:
-    """The conversation template (see `template.py`) and the place of the image.
-
-    With `image_first` the image embeddings stand before all text (Cobra); otherwise they open the first user turn
-    (LLaVA).
-    """
-
-    name: Literal["vicuna_v1", "plain", "cobra_zephyr", "cobra_in_out"] = "vicuna_v1"
-    image_first: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class TokenizerConfig:
     """Which tokenizer, and the ids that the engine needs of it. No token is put in front of a text."""
 
@@ -158,7 +134,7 @@ class ModelConfig:
     preprocessing: PreprocessingConfig
     connector: ConnectorConfig
     language_model: LanguageModelConfig
-    template: TemplateConfig = TemplateConfig()
+    template: TemplateConfig = field(default_factory=TemplateConfig)
     tokenizer: TokenizerConfig = TokenizerConfig()
     provenance: Provenance = field(default_factory=Provenance)
 

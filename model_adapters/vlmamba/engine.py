@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
+from vlmamba_eval.model_adapters.shared.template import answer_text, render
 from vlmamba_eval.types import Generation, ImageQuestions, Likelihood, OutOfMemory, Question, StopReason
 
 from .config import TemplateConfig
@@ -28,7 +29,6 @@ from .decoder import Decoder
 from .language_model import State
 from .model import VLMamba
 from .scan import choose_backend, takes_packed_rows
-from .template import answer_text, render
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from .template import END
+from vlmamba_eval.model_adapters.shared.template import END
 
 PAD = "<|padding|>"
 

@@ -1,4 +1,4 @@
-"""`python -m tasks.samples [FOLDER]`: write the bundled samples again, byte for byte (into `tasks/samples/data`)."""
+"""Write the bundled samples again, byte for byte: `python -m vlmamba_eval.tasks.samples [FOLDER]`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from tasks.samples import DATA
-from tasks.samples.writers import write_all
+from vlmamba_eval.tasks.samples import DATA
+from vlmamba_eval.tasks.samples.writers import write_all
 
 if __name__ == "__main__":
     target = Path(sys.argv[1]) if len(sys.argv) > 1 else DATA

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tasks.samples.scene import BACKGROUNDS, COLORS, REGIONS, SHAPES, SPANISH, WORDS, Scene, Thing
+from vlmamba_eval.tasks.samples.scene import BACKGROUNDS, COLORS, REGIONS, SHAPES, SPANISH, WORDS, Scene, Thing
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 ALL_REGIONS = tuple(region for row in REGIONS for region in row)

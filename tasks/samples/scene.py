@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from tasks.samples import glyphs
+from vlmamba_eval.tasks.samples import glyphs
 
 SIDE = 192
 """Pictures are squares of this many pixels."""

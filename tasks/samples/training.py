@@ -10,10 +10,22 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from tasks.base import LETTER_ANSWER, SHORT_ANSWER, lettered
-from tasks.samples.questions import OPEN, YES_NO, Asked, ask, caption
-from tasks.samples.scene import COLORS, DIGITS, GRID, RADII, SHAPES, SIDE, SPANISH, WORDS, Scene, draw, random_scene
-from tasks.samples.writers import HINT, TEXT_FACTS, with_choices
+from vlmamba_eval.task import LETTER_ANSWER, SHORT_ANSWER, lettered
+from vlmamba_eval.tasks.samples.questions import OPEN, YES_NO, Asked, ask, caption
+from vlmamba_eval.tasks.samples.scene import (
+    COLORS,
+    DIGITS,
+    GRID,
+    RADII,
+    SHAPES,
+    SIDE,
+    SPANISH,
+    WORDS,
+    Scene,
+    draw,
+    random_scene,
+)
+from vlmamba_eval.tasks.samples.writers import HINT, TEXT_FACTS, with_choices
 
 CAPTION_PROMPT = "Provide a one-sentence caption for the provided image."
 DESCRIBE_PROMPT = "What objects are in the image?"

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from tasks.base import LETTER_ANSWER, LETTERS, SHORT_ANSWER, lettered
-from tasks.samples import questions
-from tasks.samples.questions import Asked, ask
-from tasks.samples.scene import Scene, draw, scenes
-from tasks.samples.writers import GQA_TOPICS, mme_pair, several, with_choices
+from vlmamba_eval.task import LETTER_ANSWER, LETTERS, SHORT_ANSWER, lettered
+from vlmamba_eval.tasks.samples import questions
+from vlmamba_eval.tasks.samples.questions import Asked, ask
+from vlmamba_eval.tasks.samples.scene import Scene, draw, scenes
+from vlmamba_eval.tasks.samples.writers import GQA_TOPICS, mme_pair, several, with_choices
 
 Answerer = Callable[[Image.Image, Sequence[str]], Sequence[str]]
 """A model: from a picture and the prompts about it to the answers."""

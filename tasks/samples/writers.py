@@ -19,10 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tasks.base import LETTERS
-from tasks.samples import questions
-from tasks.samples.questions import Asked, ask
-from tasks.samples.scene import SIDE, Scene, draw, scenes
+from vlmamba_eval.task import LETTERS
+from vlmamba_eval.tasks.samples import questions
+from vlmamba_eval.tasks.samples.questions import Asked, ask
+from vlmamba_eval.tasks.samples.scene import SIDE, Scene, draw, scenes
 
 # =============================================================================
 # Scenes and files

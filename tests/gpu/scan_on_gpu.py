@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model_adapters.vlmamba import scan
-from model_adapters.vlmamba.scan.mamba_ssm import selective_scan_fn
-from tests.model_adapters.gradients import error
+from tests.model_adapters.vlmamba.gradients import error
+from vlmamba_eval.model_adapters.vlmamba import scan
+from vlmamba_eval.model_adapters.vlmamba.scan.mamba_ssm import selective_scan_fn
 
 N = 16
 
@@ -80,7 +80,7 @@ class Comparisons:
 
 def check() -> Comparisons:
     """All comparisons; raises AssertionError where some are too far off."""
-    from model_adapters.vlmamba.scan import triton as kernels
+    from vlmamba_eval.model_adapters.vlmamba.scan import triton as kernels
 
     compare = Comparisons()
     rounding = {torch.float32: 5e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
@@ -197,7 +197,7 @@ def _check_far_offsets() -> None:
     if torch.cuda.mem_get_info()[0] < 24 << 30:
         return
     case = inputs(1, length, d, torch.bfloat16)
-    from model_adapters.vlmamba.scan import triton as kernels
+    from vlmamba_eval.model_adapters.vlmamba.scan import triton as kernels
 
     many = {n: t.expand(b, -1, -1) if t.ndim == 3 else t for n, t in case.items()}
     y, h = kernels.selective_scan(**many, segments=1)
@@ -248,7 +248,7 @@ def graphed(run: Callable[[], object]) -> Callable[[], object]:
 
 @contextmanager
 def settings(**values: Any) -> Iterator[None]:
-    from model_adapters.vlmamba.scan import triton as kernels
+    from vlmamba_eval.model_adapters.vlmamba.scan import triton as kernels
 
     before = {name: getattr(kernels, name) for name in values}
     for name, value in values.items():
@@ -265,7 +265,7 @@ def measure(seconds: float) -> list[dict[str, Any]]:
 
     Kernels are timed as replays of a CUDA graph: what the host needs for the launches counts only where it is said.
     """
-    from model_adapters.vlmamba.scan import triton as kernels
+    from vlmamba_eval.model_adapters.vlmamba.scan import triton as kernels
 
     began = time.monotonic()
     table: list[dict[str, Any]] = []

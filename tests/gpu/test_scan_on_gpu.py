@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from model_adapters.vlmamba import scan
-from model_adapters.vlmamba.config import PRESETS
-from model_adapters.vlmamba.scan.mamba_ssm import selective_scan_fn
-from tests.model_adapters.gradients import training_step, worst
+from tests.model_adapters.vlmamba.gradients import training_step, worst
+from vlmamba_eval.model_adapters.vlmamba import scan
+from vlmamba_eval.model_adapters.vlmamba.config import PRESETS
+from vlmamba_eval.model_adapters.vlmamba.scan.mamba_ssm import selective_scan_fn
 
 pytestmark = pytest.mark.gpu
 

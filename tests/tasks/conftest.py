@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from tasks.base import Task
-from vlmamba_eval.data import Hub, Row
 from vlmamba_eval.dataset import Dataset, grade
+from vlmamba_eval.hub import Hub
+from vlmamba_eval.rows import Row
 from vlmamba_eval.stats import summarise
+from vlmamba_eval.task import Task
 from vlmamba_eval.types import Answer, Generation, ImageRef, Sample
 
 HERE = Path(__file__).parent

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from tasks import caption_metrics
-from tasks.captions import PROMPT, TASKS, Captions
-from vlmamba_eval.data import Folder, Hub
+from vlmamba_eval.folder import Folder
+from vlmamba_eval.hub import Hub
+from vlmamba_eval.tasks import caption_metrics
+from vlmamba_eval.tasks.captions import PROMPT, TASKS, Captions
 from vlmamba_eval.types import DataError, Sample
 
 pytest.importorskip("pycocoevalcap.cider.cider")
@@ -48,7 +49,7 @@ def nocaps(put: Put, references: dict[str, list[str]], domains: dict[str, str] |
     images = [{"id": int(key), **({"domain": domains[key]} if key in domains else {})} for key in references]
     annotations = [{"image_id": int(key), "caption": text} for key, of in references.items() for text in of]
     path = put("nocaps/nocaps_val_4500_captions.json", {"images": images, "annotations": annotations})
-    return NOCAPS.load(Folder(path.parents[1], NOCAPS.info.folders))
+    return NOCAPS.load(Folder(path.parents[1], NOCAPS.info.folders)).samples
 
 
 def official(references: dict[str, list[str]], captions: dict[str, str], *, meteor: bool = False) -> dict[str, float]:
@@ -214,12 +215,12 @@ def test_karpathys_files_give_their_test_pictures(put: Put) -> None:
     rows = [karpathy("restval", cocoid=1), karpathy("val", cocoid=2), karpathy()]
     path = put("coco_caption/dataset_coco.json", {"images": rows, "dataset": "coco"})
     put("coco_caption/val2014/COCO_val2014_000000391895.jpg", b"picture")
-    (s,) = COCO.load(Folder(path.parents[1], COCO.info.folders))
+    (s,) = COCO.load(Folder(path.parents[1], COCO.info.folders)).samples
     assert (s.id, s.target, COCO.prompt(s)) == ("391895", ("A man. ", "A moped."), PROMPT)
     assert s.image is not None
     assert s.image.read() == b"picture"
     put("flickr30k/dataset_flickr30k.json", {"images": [karpathy(filename="36979.jpg")]})
-    (s,) = FLICKR30K.load(Folder(path.parents[1], FLICKR30K.info.folders))
+    (s,) = FLICKR30K.load(Folder(path.parents[1], FLICKR30K.info.folders)).samples
     assert s.image is not None
     assert (s.id, Path(s.image.key).parts[-3:]) == ("0", ("flickr30k", "flickr30k-images", "36979.jpg"))
 
@@ -227,7 +228,7 @@ def test_karpathys_files_give_their_test_pictures(put: Put) -> None:
 def test_cocos_own_format_needs_no_file_names(put: Put) -> None:
     content = {"images": [{"id": 391895}], "annotations": [{"image_id": 391895, "caption": "A man.", "id": 1}]}
     path = put("coco_caption/coco_karpathy_test_gt.json", content)
-    (s,) = COCO.load(Folder(path.parents[1], COCO.info.folders))
+    (s,) = COCO.load(Folder(path.parents[1], COCO.info.folders)).samples
     assert s.image is not None
     assert s.image.key.endswith("val2014/COCO_val2014_000000391895.jpg")
 
@@ -236,25 +237,25 @@ def test_textcaps_repeats_a_picture_for_each_caption(put: Put) -> None:
     row = {"image_id": "0054c91397f2fe05", "caption_str": "a", "reference_strs": ["a", "b"]}
     path = put("textcaps/TextCaps_0.1_val.json", {"data": [row, {**row, "reference_strs": ["b", "a"]}]})
     folder = Folder(path.parents[1], TEXTCAPS.info.folders)
-    (s,) = TEXTCAPS.load(folder)
+    (s,) = TEXTCAPS.load(folder).samples
     assert (s.id, s.target) == ("0054c91397f2fe05", ("a", "b"))
     put("textcaps/TextCaps_0.1_val.json", {"data": [row, {**row, "reference_strs": ["c"]}]})
     with pytest.raises(DataError, match=r"data\[1\]: picture 0054c91397f2fe05 has other captions in an earlier row"):
-        TEXTCAPS.load(folder)
+        TEXTCAPS.load(folder).samples
 
 
 @pytest.mark.parametrize(
     ("task", "split", "column"), [(NOCAPS, "validation", "annotations_captions"), (TEXTCAPS, "val", "caption_str")]
 )
 def test_the_hubs_rows_load(hub: Callable[..., Hub], task: Captions, split: str, column: str) -> None:
-    (s,) = task.load_hub(hub({(task.info.hub, None, split): [{"image_id": 7, column: ["a", "b"]}]}))
+    (s,) = task.load_hub(hub({(task.info.hub, None, split): [{"image_id": 7, column: ["a", "b"]}]})).samples
     assert (s.id, s.target) == ("7", ("a", "b"))
     with pytest.raises(DataError, match="the hub holds no copy of this list"):
-        COCO.load_hub(hub({}))
+        COCO.load_hub(hub({})).samples
 
 
 def test_the_bundled_samples_load_and_their_pictures_open(samples_folder: Path) -> None:
-    samples = COCO.load(Folder(samples_folder, COCO.info.folders))
+    samples = COCO.load(Folder(samples_folder, COCO.info.folders)).samples
     assert {len(s.target or ()) for s in samples} == {5}
     assert all(s.image and s.image.read().startswith(b"\xff\xd8") for s in samples)
 
@@ -275,15 +276,15 @@ def test_the_bundled_samples_load_and_their_pictures_open(samples_folder: Path) 
 def test_bad_files_are_refused(put: Put, content: Any, message: str) -> None:
     path = put("nocaps/nocaps_val_4500_captions.json", content)
     with pytest.raises(DataError, match=message):
-        NOCAPS.load(Folder(path.parents[1], NOCAPS.info.folders))
+        NOCAPS.load(Folder(path.parents[1], NOCAPS.info.folders)).samples
 
 
 def test_missing_and_wrong_karpathy_files_are_named(put: Put, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="COCO's captions of Karpathy's test split not found"):
-        COCO.load(Folder(tmp_path, COCO.info.folders))
+        COCO.load(Folder(tmp_path, COCO.info.folders)).samples
     put("coco_caption/dataset_coco.json", json.loads('{"images": [{"filename": "a.jpg"}]}'))
     with pytest.raises(DataError, match="field 'split' is missing"):
-        COCO.load(Folder(tmp_path, COCO.info.folders))
+        COCO.load(Folder(tmp_path, COCO.info.folders)).samples
     put("coco_caption/dataset_coco.json", {"images": [karpathy(sentences=["A man."])]})
     with pytest.raises(DataError, match=r"sentences\[0\]: expected an object"):
-        COCO.load(Folder(tmp_path, COCO.info.folders))
+        COCO.load(Folder(tmp_path, COCO.info.folders)).samples

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tasks.gqa import TASKS
-from vlmamba_eval.data import Folder
 from vlmamba_eval.dataset import load_dataset, read_answer_file
+from vlmamba_eval.folder import Folder
+from vlmamba_eval.tasks.gqa import TASKS
 from vlmamba_eval.types import DataError, Sample
 
 Score = Callable[..., dict[tuple[str, str], float]]
@@ -41,7 +41,7 @@ def entry(answer: str = "yes", group: str | None = None, structural: str = "veri
 def load(put: Put, tmp_path: Path) -> Callable[[dict[str, Any]], list[Sample]]:
     def run(table: dict[str, Any]) -> list[Sample]:
         put(FILE, table)
-        return GQA.load(Folder(tmp_path, GQA.info.folders))
+        return GQA.load(Folder(tmp_path, GQA.info.folders)).samples
 
     return run
 
@@ -149,12 +149,12 @@ def test_the_hubs_images_are_joined_by_id(hub: Callable[..., Any]) -> None:
         ("lmms-lab-encoder/GQA", "testdev_balanced_instructions", "testdev"): rows,
         ("lmms-lab-encoder/GQA", "testdev_balanced_images", "testdev"): [{"id": "n0"}, {"id": "n1"}],
     }
-    samples = GQA.load_hub(hub(tables))
+    samples = GQA.load_hub(hub(tables)).samples
     assert [s.id for s in samples] == ["201", "202"]
     assert {s.image.key for s in samples if s.image} == {"lmms-lab-encoder/GQA/testdev_balanced_images/testdev/1"}
     rows[1]["imageId"] = "n7"
     with pytest.raises(DataError, match=r"row 1: picture 'n7' is not among the 2 of testdev_balanced_images"):
-        GQA.load_hub(hub(tables))
+        GQA.load_hub(hub(tables)).samples
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_a_bad_question_file_is_an_error_that_names_its_entry(
 
 def test_without_any_file_the_error_says_where_it_looked(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="GQA's question file not found"):
-        GQA.load(Folder(tmp_path, GQA.info.folders))
+        GQA.load(Folder(tmp_path, GQA.info.folders)).samples
 
 
 def test_the_predictions_file_holds_every_question(load: Callable[[Any], list[Sample]], tmp_path: Path) -> None:

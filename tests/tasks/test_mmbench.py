@@ -13,11 +13,12 @@ from typing import Any
 import openpyxl
 import pytest
 
-from tasks.base import LETTER_ANSWER
-from tasks.mmbench import JULY, SUBMISSION, TASKS
-from tasks.options import read_choice, read_choice_vlmevalkit
-from vlmamba_eval.data import Folder, Hub
 from vlmamba_eval.dataset import Dataset, read_answer_file
+from vlmamba_eval.folder import Folder
+from vlmamba_eval.hub import Hub
+from vlmamba_eval.task import LETTER_ANSWER
+from vlmamba_eval.tasks.mmbench import JULY, SUBMISSION, TASKS
+from vlmamba_eval.tasks.options import read_choice, read_choice_vlmevalkit
 from vlmamba_eval.types import DataError, Sample
 
 MMBENCH, OCTOBER, CHINESE = TASKS
@@ -52,7 +53,7 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = COLUMNS) -
 def load(root: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = COLUMNS) -> list[Sample]:
     (root / "mmbench").mkdir(exist_ok=True)
     (root / "mmbench/mmbench_dev_20230712.tsv").write_text(table(rows, columns), encoding="utf-8")
-    return MMBENCH.load(Folder(root, JULY.folders))
+    return MMBENCH.load(Folder(root, JULY.folders)).samples
 
 
 # =============================================================================
@@ -179,7 +180,7 @@ def test_abilities_are_reported_by_circles(tmp_path: Path, score: Callable[..., 
 
 
 def test_the_order_of_rows_changes_nothing(samples_folder: Path, score: Callable[..., Scores]) -> None:
-    samples = MMBENCH.load(Folder(samples_folder, JULY.folders))
+    samples = MMBENCH.load(Folder(samples_folder, JULY.folders)).samples
     texts = {s.id: random.Random(s.id).choice([str(s.target)] * 9 + ["A"]) for s in samples}
     before = score(MMBENCH, samples, texts)
     random.Random(1).shuffle(samples)
@@ -232,18 +233,18 @@ def test_the_hubs_rows_load_as_the_october_list(hub: Callable[..., Hub]) -> None
     for r in circle(3):
         del r["image"], r["l2-category"]
         rows.append({**r, "D": "nan", "hint": "nan", "L2-category": "perception"})
-    samples = OCTOBER.load_hub(hub({("lmms-lab-encoder/MMBench", "en", "dev"): rows}))
+    samples = OCTOBER.load_hub(hub({("lmms-lab-encoder/MMBench", "en", "dev"): rows})).samples
     assert [s.id for s in samples] == ["3", "1000003", "2000003"]
     assert {s.choices[0] for s in samples} == {"red", "green", "blue"}
     assert len({s.image.key for s in samples if s.image}) == 1
     assert samples[0].groups == ("pass 0", "l2/perception", "category/ocr")
     assert OCTOBER.prompt(samples[0]) == f"Which?\nA. red\nB. blue\nC. green\n{LETTER_ANSWER}"
     with pytest.raises(DataError, match="the hub holds no copy of this list"):
-        MMBENCH.load_hub(hub({}))
+        MMBENCH.load_hub(hub({})).samples
 
 
 def test_the_bundled_samples_load_with_all_their_passes(samples_folder: Path) -> None:
-    samples = MMBENCH.load(Folder(samples_folder, JULY.folders))
+    samples = MMBENCH.load(Folder(samples_folder, JULY.folders)).samples
     passes = [len([s for s in samples if s.fields["base"] == base]) for base in {s.fields["base"] for s in samples}]
     assert set(passes) >= {3, 4}
     assert all(s.image and s.image.read().startswith(b"\xff\xd8") for s in samples)
@@ -269,7 +270,7 @@ def test_a_bad_row_is_refused_with_its_line(tmp_path: Path, changes: dict[str, A
 
 def test_bad_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"MMBench's tab-separated file not found"):
-        MMBENCH.load(Folder(tmp_path, JULY.folders))
+        MMBENCH.load(Folder(tmp_path, JULY.folders)).samples
     with pytest.raises(DataError, match="columns B, image are missing"):
         load(tmp_path, [row(1)], ("index", "question", "A"))
     with pytest.raises(DataError, match=r"index 1 occurs twice; the first is at .*tsv:2"):
@@ -279,10 +280,10 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "mmbench/mmbench_dev_20230712.tsv"
     path.write_bytes(table([row(1)]).encode().replace(b"Which?", b"Wh\xefch?"))
     with pytest.raises(DataError, match=r"tsv:2: not UTF-8"):
-        MMBENCH.load(Folder(tmp_path, JULY.folders))
+        MMBENCH.load(Folder(tmp_path, JULY.folders)).samples
     path.write_text(table([row(1)]) + "2\tWhich?\n")
     with pytest.raises(DataError, match=r"tsv:3: expected 12 cells, found 2"):
-        MMBENCH.load(Folder(tmp_path, JULY.folders))
+        MMBENCH.load(Folder(tmp_path, JULY.folders)).samples
 
 
 def test_llavas_answer_file_joins_by_index(

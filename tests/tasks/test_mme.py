@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tasks.mme import CATEGORIES, COGNITION, OWN_FOLDER, PERCEPTION, TASKS
-from vlmamba_eval.data import Folder
 from vlmamba_eval.dataset import load_dataset, read_answer_file
+from vlmamba_eval.folder import Folder
+from vlmamba_eval.tasks.mme import CATEGORIES, COGNITION, OWN_FOLDER, PERCEPTION, TASKS
 from vlmamba_eval.types import DataError, ImageRef, Sample
 
 Score = Callable[..., dict[tuple[str, str], float]]
@@ -38,7 +38,7 @@ def release(put: Put, tmp_path: Path) -> Path:
 
 
 def load(root: Path) -> list[Sample]:
-    return MME.load(Folder(root, MME.info.folders))
+    return MME.load(Folder(root, MME.info.folders)).samples
 
 
 # -- scoring -----------------------------------------------------------------------------------------------------------
@@ -187,14 +187,14 @@ def test_the_hubs_rows_get_llavas_names(hub: Callable[..., Any]) -> None:
         }
         for q, a in (("Old", "Yes"), ("New", "No"))
     ]
-    samples = MME.load_hub(hub({("lmms-lab-encoder/MME", None, "test"): rows}))
+    samples = MME.load_hub(hub({("lmms-lab-encoder/MME", None, "test"): rows})).samples
     assert [(s.id, s.external_id, s.target) for s in samples] == [
         ("artwork/1.jpg/Old?", "artwork/images/1.jpg", "Yes"),
         ("artwork/1.jpg/New?", "artwork/images/1.jpg", "No"),
     ]
     assert len({s.image.key for s in samples if s.image}) == 1
     with pytest.raises(DataError, match="row 0: field 'question_id' should be category/picture"):
-        MME.load_hub(hub({("lmms-lab-encoder/MME", None, "test"): [{**rows[0], "question_id": "zoo/1.jpg"}]}))
+        MME.load_hub(hub({("lmms-lab-encoder/MME", None, "test"): [{**rows[0], "question_id": "zoo/1.jpg"}]})).samples
 
 
 def test_the_bundled_samples_load() -> None:

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from tasks.mmvet import TASKS
-from tasks.mmvet_judge import judge
-from vlmamba_eval.data import Folder
 from vlmamba_eval.dataset import Dataset, read_answer_file
+from vlmamba_eval.folder import Folder
 from vlmamba_eval.stats import summarise
+from vlmamba_eval.tasks.mmvet import TASKS
+from vlmamba_eval.tasks.mmvet_judge import judge
 from vlmamba_eval.types import DataError, EvalError, Graded, Sample, UsageError, Verdict
 
 (MMVET,) = TASKS
@@ -29,7 +29,7 @@ def entry(**changes: Any) -> dict[str, Any]:
 
 def load(put: Put, entries: Any) -> list[Sample]:
     path = put("mm-vet/mm-vet.json", entries)
-    return MMVET.load(Folder(path.parents[1], MMVET.info.folders))
+    return MMVET.load(Folder(path.parents[1], MMVET.info.folders)).samples
 
 
 class Judge(ThreadingHTTPServer):
@@ -95,7 +95,7 @@ def test_the_prompt_is_the_question_alone_and_no_label_is_scored_here(put: Put) 
 def test_llavas_question_file_alone_gives_the_same_prompts(put: Put) -> None:
     row = {"question_id": 0, "image": "v1_0.png", "text": "What is x?", "category": "default"}
     path = put("mm-vet/llava-mm-vet.jsonl", [row])
-    (s,) = MMVET.load(Folder(path.parents[1], MMVET.info.folders))
+    (s,) = MMVET.load(Folder(path.parents[1], MMVET.info.folders)).samples
     (official,) = load(put, {"v1_0": entry()})
     assert (s.id, s.answer_key, MMVET.prompt(s)) == (official.id, official.answer_key, MMVET.prompt(official))
     assert s.image is not None
@@ -104,7 +104,7 @@ def test_llavas_question_file_alone_gives_the_same_prompts(put: Put) -> None:
 
 
 def test_the_bundled_samples_load_and_their_pictures_open(samples_folder: Path) -> None:
-    samples = MMVET.load(Folder(samples_folder, MMVET.info.folders))
+    samples = MMVET.load(Folder(samples_folder, MMVET.info.folders)).samples
     assert all(s.image and s.image.read().startswith(b"\x89PNG") for s in samples)
     assert any("<AND>" in s.fields["gold"] for s in samples)
 
@@ -244,7 +244,7 @@ def test_without_official_answers_or_with_a_damaged_cache_nothing_is_asked(
 ) -> None:
     row = {"question_id": 0, "image": "v1_0.png", "text": "What is x?", "category": "default"}
     path = put("mm-vet/llava-mm-vet.jsonl", [row])
-    samples = MMVET.load(Folder(path.parents[1], MMVET.info.folders))
+    samples = MMVET.load(Folder(path.parents[1], MMVET.info.folders)).samples
     with pytest.raises(DataError, match="no official answers here"):
         judge(samples, {"v1_0": "x"}, tmp_path / "j.jsonl", server.url, "m")
     (tmp_path / "j.jsonl").write_text('{"key": "k", "reply": "1", "score": 1.0}\n{"key": "k2"}\n')

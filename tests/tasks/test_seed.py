@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from tasks.base import LETTER_ANSWER
-from tasks.seed import ORIGINAL, TASKS, TYPES
-from vlmamba_eval.data import Folder, Hub
 from vlmamba_eval.dataset import Dataset, read_answer_file
+from vlmamba_eval.folder import Folder
+from vlmamba_eval.hub import Hub
+from vlmamba_eval.task import LETTER_ANSWER
+from vlmamba_eval.tasks.seed import ORIGINAL, TASKS, TYPES
 from vlmamba_eval.types import DataError, Generation, ImageRef, Likelihood, Sample
 
 SEED, IMAGE, VIDEO, UPDATED = TASKS
@@ -30,7 +31,7 @@ def question(number: str = "101669", type_id: int = 5, answer: str = "A", **chan
 
 def load(put: Put, rows: list[dict[str, Any]], task: Any = SEED) -> list[Sample]:
     path = put("seed_bench/SEED-Bench.json", {"questions": rows, "question_type": {"Instances Counting": 5}})
-    return task.load(Folder(path.parents[1], ORIGINAL.folders))
+    return task.load(Folder(path.parents[1], ORIGINAL.folders)).samples
 
 
 def bare(answer: str = "A") -> Sample:
@@ -83,7 +84,7 @@ def test_degenerate_models_get_their_closed_form_scores(
 
 
 def test_the_order_of_questions_changes_nothing(samples_folder: Path, score: Callable[..., Scores]) -> None:
-    samples = SEED.load(Folder(samples_folder, ORIGINAL.folders))
+    samples = SEED.load(Folder(samples_folder, ORIGINAL.folders)).samples
     texts = {s.id: random.Random(s.id).choice("AB") for s in samples}
     before = score(SEED, samples, texts)
     random.Random(1).shuffle(samples)
@@ -145,7 +146,7 @@ def test_llavas_question_file_alone_gives_prompts_without_labels(put: Put) -> No
         {"question_id": "v1738", "image": "SEED-Bench-video-image/10_v1738.png", "text": text, "category": 10},
     ]
     path = put("seed_bench/llava-seed-bench.jsonl", rows)
-    samples = SEED.load(Folder(path.parents[1], ORIGINAL.folders))
+    samples = SEED.load(Folder(path.parents[1], ORIGINAL.folders)).samples
     assert [(s.id, s.target, s.groups) for s in samples] == [
         ("101669", None, ("image", "type/instances counting")),
         ("v1738", None, ("video", "type/action recognition")),
@@ -165,13 +166,13 @@ def test_the_hubs_rows_load_as_the_updated_list_with_a_clips_middle_frame(hub: C
                 row.values["image"] = frames if row.values["data_type"] == "video" else frames[:1]
                 yield row
 
-    samples = UPDATED.load_hub(ListHub(tables))
+    samples = UPDATED.load_hub(ListHub(tables)).samples
     assert [s.image.key for s in samples if s.image] == ["lmms-lab-encoder/SEED-Bench/14_25"] * 2 + ["3"]
-    assert [s.id for s in IMAGE.load_hub(ListHub(tables))] == ["1", "2"]
+    assert [s.id for s in IMAGE.load_hub(ListHub(tables)).samples] == ["1", "2"]
     with pytest.raises(DataError, match="column 'image' should hold a list of pictures"):
-        UPDATED.load_hub(hub(tables))
+        UPDATED.load_hub(hub(tables)).samples
     with pytest.raises(DataError, match="the hub holds no copy of this list"):
-        SEED.load_hub(hub(tables))
+        SEED.load_hub(hub(tables)).samples
 
 
 def test_a_real_hub_column_of_picture_lists_is_read_lazily(tmp_path: Path) -> None:
@@ -186,7 +187,7 @@ def test_a_real_hub_column_of_picture_lists_is_read_lazily(tmp_path: Path) -> No
 
 
 def test_the_bundled_samples_load_with_all_twelve_types(samples_folder: Path) -> None:
-    samples = SEED.load(Folder(samples_folder, ORIGINAL.folders))
+    samples = SEED.load(Folder(samples_folder, ORIGINAL.folders)).samples
     assert {s.groups[1] for s in samples} == {f"type/{name}" for name in TYPES}
     assert all(s.image and len(s.image.read()) > 100 for s in samples)
     assert len({s.image.key for s in samples if s.image}) < len(samples)
@@ -244,17 +245,17 @@ def test_a_bad_question_is_refused_with_its_place(put: Put, changes: dict[str, A
 
 def test_bad_files_are_refused(put: Put, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="SEED-Bench's questions not found"):
-        SEED.load(Folder(tmp_path, ORIGINAL.folders))
+        SEED.load(Folder(tmp_path, ORIGINAL.folders)).samples
     folder = Folder(put("seed_bench/SEED-Bench.json", [question()]).parents[1], ORIGINAL.folders)
     with pytest.raises(DataError, match="expected an object with named fields"):
-        SEED.load(folder)
+        SEED.load(folder).samples
     put("seed_bench/SEED-Bench.json", {"questions": [{"text": "POPE?"}]})
     with pytest.raises(DataError, match="field 'data_type' is missing"):
-        SEED.load(folder)
+        SEED.load(folder).samples
     put("seed_bench/SEED-Bench.json", b'{"questions": [\n"caf\xe9"]}')
     with pytest.raises(DataError, match=r"SEED-Bench\.json:2: not UTF-8"):
-        SEED.load(folder)
+        SEED.load(folder).samples
     (tmp_path / "seed_bench/SEED-Bench.json").unlink()
     put("seed_bench/llava-seed-bench.jsonl", [{"question_id": 1, "image": "a", "text": "Is it?", "category": "1"}])
     with pytest.raises(DataError, match=r"jsonl:1: field 'text' should be a question, choices A\. to D\."):
-        SEED.load(folder)
+        SEED.load(folder).samples

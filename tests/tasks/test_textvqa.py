@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from tasks.textvqa import TASKS, TextVqa
-from tasks.vqa_accuracy import evalai
-from vlmamba_eval.data import Folder
 from vlmamba_eval.dataset import load_dataset, read_answer_file
+from vlmamba_eval.folder import Folder
+from vlmamba_eval.tasks.textvqa import TASKS, TextVqa
+from vlmamba_eval.tasks.vqa_accuracy import evalai
 from vlmamba_eval.types import DataError, Sample
 
 Score = Callable[..., dict[tuple[str, str], float]]
@@ -37,7 +37,7 @@ def official(put: Put, tmp_path: Path) -> Path:
 
 
 def load(root: Path, task: TextVqa = AFTER) -> list[Sample]:
-    return task.load(Folder(root, task.info.folders))
+    return task.load(Folder(root, task.info.folders)).samples
 
 
 def llava_row(image: str, text: str) -> dict[str, Any]:
@@ -158,12 +158,12 @@ def test_the_bundled_samples_load() -> None:
 
 def test_the_hubs_rows_share_their_pictures(hub: Callable[..., Any]) -> None:
     rows = [{**r, "ocr_tokens": WORDS[r["image_id"]]} for r in ROWS]
-    samples = AFTER.load_hub(hub({("lmms-lab-encoder/textvqa", None, "validation"): rows}))
+    samples = AFTER.load_hub(hub({("lmms-lab-encoder/textvqa", None, "validation"): rows})).samples
     assert len({s.image.key for s in samples if s.image}) == 2
     assert AFTER.prompt(samples[0]) == f"What is the brand?\nReference OCR token: ACME, Single-Use\n{SUFFIX}"
     del rows[2]["ocr_tokens"]
     with pytest.raises(DataError, match="row 2: field 'ocr_tokens' is missing"):
-        AFTER.load_hub(hub({("lmms-lab-encoder/textvqa", None, "validation"): rows}))
+        AFTER.load_hub(hub({("lmms-lab-encoder/textvqa", None, "validation"): rows})).samples
 
 
 @pytest.mark.parametrize(

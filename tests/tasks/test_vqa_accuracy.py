@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.vqa_accuracy import LEAVE_ONE_OUT, MIN_THREE, PUNCTUATION, evalai, one_line, vqa
+from vlmamba_eval.tasks.vqa_accuracy import LEAVE_ONE_OUT, MIN_THREE, PUNCTUATION, evalai, one_line, vqa
 
 
 def test_every_golden_text_is_normalised_as_the_evalai_processor_does(golden: Callable[[str], Any]) -> None:
@@ -43,7 +43,7 @@ def _marks_one_by_one(text: str) -> str:
 
 @given(st.text(alphabet="aB1 .,'-/?\t\n²Éß!", max_size=12))
 def test_the_short_cuts_of_normalisation_change_nothing(text: str) -> None:
-    from tasks.vqa_accuracy import _words
+    from vlmamba_eval.tasks.vqa_accuracy import _words
 
     assert vqa(text) == _words(_marks_one_by_one(one_line(text)))
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from tasks.vqa_accuracy import evalai
-from tasks.vqav2 import TASKS, VqaV2TestDev
-from vlmamba_eval.data import Folder
 from vlmamba_eval.dataset import load_dataset
+from vlmamba_eval.folder import Folder
+from vlmamba_eval.tasks.vqa_accuracy import evalai
+from vlmamba_eval.tasks.vqav2 import TASKS, VqaV2TestDev
 from vlmamba_eval.types import DataError, Sample
 
 Score = Callable[..., dict[tuple[str, str], float]]
@@ -52,7 +52,7 @@ def val(put: Put, tmp_path: Path) -> Path:
 
 
 def load(root: Path) -> list[Sample]:
-    return VAL.load(Folder(root, VAL.info.folders))
+    return VAL.load(Folder(root, VAL.info.folders)).samples
 
 
 def names(samples: list[Sample]) -> list[str]:
@@ -154,11 +154,11 @@ def test_the_bundled_samples_load() -> None:
 def test_the_hubs_rows_share_their_pictures(hub: Callable[..., Any]) -> None:
     name = "lmms-lab-encoder/VQAv2"
     rows = [{**annotation(n, answers), **question(n)} for n, answers in zip((10, 11), GOLD, strict=False)]
-    samples = VAL.load_hub(hub({(name, None, "validation"): rows}))
+    samples = VAL.load_hub(hub({(name, None, "validation"): rows})).samples
     assert [(s.id, s.target) for s in samples] == [("10", tuple(GOLD[0])), ("11", tuple(GOLD[1]))]
     assert len({s.image.key for s in samples if s.image}) == 1
     tables = {(name, None, "testdev"): [question(10)], (name, None, "test"): [question(9), question(10)]}
-    (sample,) = TEST_DEV.load_hub(hub(tables))
+    (sample,) = TEST_DEV.load_hub(hub(tables)).samples
     assert sample.target is None
     assert sample.fields["test ids"]() == [9, 10]
 
@@ -209,7 +209,7 @@ def test_dev(put: Put, tmp_path: Path) -> Path:
 
 def test_the_submission_covers_every_test_question(test_dev: Path) -> None:
     task = VqaV2TestDev(test_questions=4)
-    samples = task.load(Folder(test_dev, task.info.folders))
+    samples = task.load(Folder(test_dev, task.info.folders)).samples
     assert [(s.id, s.target) for s in samples] == [("11", None), ("20", None)]
     assert names(samples) == [f"COCO_test2015_{i:012d}.jpg" for i in (1, 2)]
     (path,) = task.submit(samples, {"11": "It's a dog, isnt it?", "20": "Two."}, test_dev)
@@ -222,7 +222,7 @@ def test_the_submission_covers_every_test_question(test_dev: Path) -> None:
 
 
 def test_a_submission_over_other_questions_is_refused(test_dev: Path, put: Put) -> None:
-    samples = TEST_DEV.load(Folder(test_dev, TEST_DEV.info.folders))
+    samples = TEST_DEV.load(Folder(test_dev, TEST_DEV.info.folders)).samples
     with pytest.raises(DataError, match="test2015 should hold 447,793 questions"):
         TEST_DEV.submit(samples, {}, test_dev)
     put(QUESTIONS.format("test2015"), {"questions": [question(10), question(11)]})
@@ -234,7 +234,7 @@ def test_a_submission_over_other_questions_is_refused(test_dev: Path, put: Put) 
 
 
 def test_llavas_question_files_do_as_well(test_dev: Path, put: Put) -> None:
-    official = TEST_DEV.load(Folder(test_dev, TEST_DEV.info.folders))
+    official = TEST_DEV.load(Folder(test_dev, TEST_DEV.info.folders)).samples
     for split, numbers in (("test-dev2015", (11, 20)), ("test2015", (10, 11, 12, 20))):
         rows = [
             {
@@ -246,7 +246,7 @@ def test_llavas_question_files_do_as_well(test_dev: Path, put: Put) -> None:
             for n in numbers
         ]
         put(f"llava/vqav2/llava_vqav2_mscoco_{split}.jsonl", rows)
-    samples = TEST_DEV.load(Folder(test_dev / "llava", TEST_DEV.info.folders))
+    samples = TEST_DEV.load(Folder(test_dev / "llava", TEST_DEV.info.folders)).samples
     assert [(s.id, TEST_DEV.prompt(s)) for s in samples] == [(s.id, TEST_DEV.prompt(s)) for s in official]
     assert names(samples) == names(official)
     assert samples[0].fields["test ids"]() == [10, 11, 12, 20]
@@ -271,7 +271,7 @@ def test_a_bad_row_of_llavas_question_file_is_named(
     }
     put("vqav2/llava_vqav2_mscoco_test-dev2015.jsonl", [row, {**row, **change}])
     with pytest.raises(DataError, match=rf"test-dev2015.jsonl:2: {message}"):
-        TEST_DEV.load(Folder(tmp_path, TEST_DEV.info.folders))
+        TEST_DEV.load(Folder(tmp_path, TEST_DEV.info.folders)).samples
 
 
 # -- full size ---------------------------------------------------------------------------------------------------------
@@ -281,7 +281,7 @@ import json, random, resource, sys, time
 from vlmamba_eval.dataset import grade, load_dataset
 from vlmamba_eval.stats import summarise
 from vlmamba_eval.types import Answer, Generation
-from tasks.vqav2 import VqaV2
+from vlmamba_eval.tasks.vqav2 import VqaV2
 
 task, start = VqaV2(), time.perf_counter()
 dataset = load_dataset(task, sys.argv[1])

@@ -12,7 +12,10 @@ import pytest
 from PIL import Image
 
 from tests.toys import picture, png_with, reference
-from vlmamba_eval.data import Folder, Hub, Row, open_image, read_jsonl
+from vlmamba_eval.folder import Folder
+from vlmamba_eval.hub import Hub
+from vlmamba_eval.images import open_image
+from vlmamba_eval.rows import Row, read_jsonl
 from vlmamba_eval.types import DataError, ImageRef
 
 

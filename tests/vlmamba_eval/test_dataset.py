@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tasks.registry import get_task
 from tests.toys import ToyTask, write_toy_data
 from vlmamba_eval.dataset import Dataset, fingerprint, load_dataset, read_answer_file, samples_folder
-from vlmamba_eval.imported import score_answers
+from vlmamba_eval.answer_files import score_answers
+from vlmamba_eval.registry import get_task
 from vlmamba_eval.store import read_scores
 from vlmamba_eval.types import DataError, Sample, UsageError
 

@@ -41,7 +41,7 @@ class Judged(ToyTask):
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("tasks.registry.all_tasks", lambda: {"toy": Judged()})
+    monkeypatch.setattr("vlmamba_eval.registry.all_tasks", lambda: {"toy": Judged()})
     return write_toy_data(tmp_path / "data")
 
 
@@ -167,7 +167,7 @@ def test_what_is_missing_is_named_with_its_source(data: Path, tmp_path: Path) ->
 
 
 def test_bundled_samples_are_not_said_to_be_the_benchmark() -> None:
-    from tasks.registry import get_task
+    from vlmamba_eval.registry import get_task
 
     lines = inspect(get_task("pope"), "samples").lines
     assert not any("as declared" in line for line in lines)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.toys import picture, reference
-from vlmamba_eval.data import Folder
+from vlmamba_eval.folder import Folder
 from vlmamba_eval.plan import batches, estimated_tokens, limited, plan
 from vlmamba_eval.types import Question, Sample
 

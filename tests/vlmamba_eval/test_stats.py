@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, bootstrap
 
-from tasks.base import Task
 from tests.toys import ToyTask, reference
 from vlmamba_eval.stats import Score, Sums, _bootstrap, _exact_parts, interval, summarise, wilson
+from vlmamba_eval.task import Task
 from vlmamba_eval.types import Graded, Metric, Sample, Verdict
 
 

@@ -1,4 +1,4 @@
-"""The leaderboard and the progress of a run in a terminal, through rich; plain lines where there is no terminal."""
+"""The leaderboard and the progress of a run in a terminal, through rich; plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from rich.table import Column, Table
 
 from vlmamba_eval.report.tables import Board
 from vlmamba_eval.report.text import one_line, printable
-from vlmamba_eval.run import Progress
+from vlmamba_eval.types import Progress
 
-PLAIN_EVERY = 10.0  # seconds between two lines where there is no terminal
-PLAIN_WIDTH = 120  # columns of a table where there is no terminal
+PLAIN_EVERY = 10.0  # seconds between two lines without a terminal
+PLAIN_WIDTH = 120  # columns of a table without a terminal
 MAX_NOTES = 20
 
 
@@ -75,7 +75,7 @@ def _width(console: Console, table: Table) -> int:
 
 
 class ConsoleProgress(Progress):
-    """Images and questions done, running score, errors, rate and time left, on standard error.
+    """Images and questions done, errors, rate and time left, on standard error.
 
     A live bar on a terminal; elsewhere one plain line every ten seconds.
     """
@@ -84,8 +84,7 @@ class ConsoleProgress(Progress):
         self._console = Console(stderr=True, highlight=False)
         self._bars: Bars | None = None
         self._images = self._questions = self._images_total = self._total = self._errors = 0
-        self._credit = 0.0
-        self._scored = self._notes = 0
+        self._notes = 0
         self._began = self._spoke = time.monotonic()
 
     def start(self, images: int, questions: int, resumed: int) -> None:
@@ -110,13 +109,11 @@ class ConsoleProgress(Progress):
             self._bars.add_task("", total=questions)
             self._bars.start()
 
-    def advance(self, images: int, questions: int, errors: int, credits: Sequence[float]) -> None:
+    def advance(self, images: int, questions: int, errors: int) -> None:
         """Add a batch's counts and show them."""
         self._images += images
         self._questions += questions
         self._errors += errors
-        self._credit += sum(credits)
-        self._scored += len(credits)
         now = time.monotonic()
         if self._bars is not None:
             self._bars.update(self._bars.task_ids[0], completed=self._questions, description=self._status(now))
@@ -136,7 +133,7 @@ class ConsoleProgress(Progress):
         if self._notes > MAX_NOTES:
             return
         if self._notes == MAX_NOTES:
-            message += "\nNo more of these are shown; every failure stands in answers.jsonl."
+            message += "\nNo more of these are shown; every failure is in answers.jsonl."
         self._console.print(escape(printable(message)), style="yellow", soft_wrap=True)
 
     def close(self) -> None:
@@ -146,8 +143,5 @@ class ConsoleProgress(Progress):
             self._bars = None
 
     def _status(self, now: float) -> str:
-        score = f", mean credit {100 * self._credit / self._scored:.1f} %" if self._scored else ""
         rate = self._questions / max(now - self._began, 1e-9)
-        return (
-            f"{self._images:,}/{self._images_total:,} images{score}, {self._errors:,} errors, {rate:,.1f} questions/s"
-        )
+        return f"{self._images:,}/{self._images_total:,} images, {self._errors:,} errors, {rate:,.1f} questions/s"

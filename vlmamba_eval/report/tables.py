@@ -7,23 +7,22 @@ beside it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from vlmamba_eval.baselines import Published
+from vlmamba_eval.files import write_atomic
+from vlmamba_eval.manifest import Manifest, canonical_json
+from vlmamba_eval.registry import all_tasks
 from vlmamba_eval.report import text
-from vlmamba_eval.store import REPEAT, SCORES, read_scores, write_atomic
-from vlmamba_eval.types import StoreError
+from vlmamba_eval.store import DONE, read_manifest, read_scores
+from vlmamba_eval.types import MEANING, Score, Scores
 
-MEANING = {
-    "SAMPLES": "the bundled samples, scenes drawn by this project: not comparable with any published number",
-    "PARTIAL": "not the benchmark's whole list of questions",
-    "INCOMPLETE": "some questions have no answer; they count as wrong",
-    "UNTRAINED": "random weights: the numbers only show that everything runs",
-    "UNSCORED": "there are no gold labels here, or a judge must grade; the answers are kept",
-}
 ABBREVIATIONS = {
     **{word: word.upper() for word in ("f1", "img", "tp", "fp", "tn", "fn", "meteor")},
     **{f"bleu_{order}": f"BLEU-{order}" for order in (1, 2, 3, 4)},
@@ -31,44 +30,42 @@ ABBREVIATIONS = {
 }
 COLUMNS = [
     *("model", "task", "split", "category", "metric", "value", "ci_low", "ci_high"),
-    *("n", "n_images", "n_unparsed", "n_missing", "n_error", "n_truncated", "headline", "status", "source"),
+    *("n", "n_images", "n_unparsed", "n_missing", "n_error", "n_truncated", "headline", "status"),
+    *("scoring", "weights", "dtype", "version", "key", "model_key", "source"),
 ]
 
 
 @dataclass(frozen=True)
 class RunScores:
-    """The scores of one run folder; `source` is its path as tables show it."""
+    """The scores of one run folder, and whose they are; `source` is its path as tables show it."""
 
     source: str
-    values: Mapping[str, Any]
+    scores: Scores
+    manifest: Manifest
+    complete: bool = True
 
     @property
     def task(self) -> str:
         """The task's name; a scoring other than generation is part of it, since the two are never mixed."""
-        scoring = self.values["scoring"]
-        return self.values["task"] + ("" if scoring == "generate" else f" ({scoring})")
+        scoring = self.scores.scoring
+        return self.scores.task + ("" if scoring == "generate" else f" ({scoring})")
 
     @property
-    def headline(self) -> Mapping[str, Any] | None:
-        """The headline score, None where nothing could be scored."""
-        return next((score for score in self.values["scores"] if score["headline"]), None)
+    def headline(self) -> Score | None:
+        """The headline score, None if nothing could be scored."""
+        return next((score for score in self.scores.scores if score.headline), None)
 
 
 def load_runs(folders: Iterable[Path], relative_to: Path) -> list[RunScores]:
     """The scores of run folders, in the order of tasks, then models. Raises `StoreError` for a damaged file."""
-    from tasks.registry import all_tasks
-
     order = {name: i for i, name in enumerate(all_tasks())}
     runs = []
     for folder in folders:
         resolved = folder.resolve()
         base = relative_to.resolve()
         source = resolved.relative_to(base).as_posix() if resolved.is_relative_to(base) else folder.as_posix()
-        scores = read_scores(folder)
-        if unknown := set(scores["marks"]) - set(MEANING):
-            raise StoreError(f"{folder / SCORES}: what the mark {min(unknown)!r} means is not known; {REPEAT}.")
-        runs.append(RunScores(source, scores))
-    return sorted(runs, key=lambda run: (order.get(run.values["task"], 99), run.task, run.values["model"], run.source))
+        runs.append(RunScores(source, read_scores(folder), read_manifest(folder), (folder / DONE).exists()))
+    return sorted(runs, key=lambda run: (order.get(run.scores.task, 99), run.task, run.scores.model, run.source))
 
 
 # =============================================================================
@@ -88,7 +85,7 @@ class Board:
 
 def board(runs: Sequence[RunScores], baselines: Sequence[Published]) -> Board:
     """Arrange runs and published numbers in one table, measured rows first."""
-    titles = {run.task: (run.values["title"], run.values["headline"], run.values["scoring"]) for run in runs}
+    titles = {run.task: (run.scores.title, run.scores.headline, run.scores.scoring) for run in runs}
     tasks = tuple(titles)
     headers = tuple(
         f"{title} {spoken(metric)}" + ("" if scoring == "generate" else f" ({scoring})")
@@ -97,16 +94,16 @@ def board(runs: Sequence[RunScores], baselines: Sequence[Published]) -> Board:
     rows: list[tuple[str, tuple[str, ...], bool, tuple[str, ...]]] = []
     notes: list[str] = []
     for model, cells in _by_model(runs).items():
-        marks = [set(run.values["marks"]) for run in cells.values()]
+        marks = [set(run.scores.marks) for run in cells.values()]
         common = set.intersection(*marks)
         texts = []
         for task in tasks:
             run = cells.get(task)
-            own = "" if run is None else "".join(f" {mark}" for mark in run.values["marks"] if mark not in common)
+            own = "" if run is None else "".join(f" {mark}" for mark in run.scores.marks if mark not in common)
             texts.append("" if run is None else shown(run.headline) + own)
         rows.append((model, tuple(mark for mark in MEANING if mark in common), False, tuple(texts)))
         notes += [f"{mark}: {MEANING[mark]}." for mark in MEANING if any(mark in found for found in marks)]
-    splits = {run.task: run.headline["split"] if run.headline else run.values["split"] for run in runs}
+    splits = {run.task: run.headline.split if run.headline else run.scores.split for run in runs}
     wanted = {task: (title, metric, splits[task]) for task, (title, metric, _) in titles.items()}
     quoted, sources = _published(wanted, baselines)
     return Board(tasks, headers, (*rows, *quoted), (*dict.fromkeys(notes), *sources))
@@ -136,14 +133,62 @@ def _published(
 
 
 def _by_model(runs: Sequence[RunScores]) -> dict[str, dict[str, RunScores]]:
-    """One row a model; a second run of the same task is a row of its own, named by its key."""
-    rows: dict[str, dict[str, RunScores]] = {}
+    """One row per model: equal weights, precision and settings. A second run of the same task is a row of its own.
+
+    Models of one name are told apart by what differs between them: precision, sharing, weights, other settings.
+    """
+    rows: dict[tuple[str, str, int], dict[str, RunScores]] = {}
     for run in runs:
-        name = run.values["model"]
-        if run.task in rows.get(name, {}):
-            name = f"{name} #{Path(run.source).name[:6]}"
-        rows.setdefault(name, {})[run.task] = run
-    return dict(sorted(rows.items()))
+        place = next(n for n in itertools.count() if run.task not in rows.get((*_identity(run), n), {}))
+        rows.setdefault((*_identity(run), place), {})[run.task] = run
+    names = _labels([next(iter(cells.values())) for cells in rows.values()])
+    return dict(sorted(zip(names, rows.values(), strict=True)))
+
+
+def _identity(run: RunScores) -> tuple[str, str]:
+    return run.scores.model, run.manifest.model_key
+
+
+def _labels(runs: Sequence[RunScores]) -> list[str]:
+    """A distinct name for each of the runs that begin a row: the model's, and what tells equal names apart."""
+    by_name: dict[str, list[RunScores]] = defaultdict(list)
+    for run in runs:
+        by_name[run.scores.model].append(run)
+    labels = []
+    for run in runs:
+        others = by_name[run.scores.model]
+        parts = [describe(run) for describe in _DIFFERENCES if len({describe(other) for other in others}) > 1]
+        labels.append(" ".join([run.scores.model, *(f"({part})" for part in parts if part)]))
+    return [
+        label if labels.count(label) == 1 else f"{label} #{Path(run.source).name[:6]}"
+        for label, run in zip(labels, runs, strict=True)
+    ]
+
+
+def _weights(run: RunScores) -> str:
+    """The beginning of what identifies a model's weights, or an answer file."""
+    model = run.manifest.model
+    if model is None:
+        return f"answers {run.manifest.answers.sha256[:6]}" if run.manifest.answers else ""
+    kind, _, value = model.weights.partition(":")
+    return f"{kind} {value[:6]}" if value else kind
+
+
+def _settings(run: RunScores) -> str:
+    model = run.manifest.model
+    if model is None:
+        return ""
+    others = {name: value for name, value in model.settings.items() if name != "sharing"}
+    return f"settings {hashlib.sha256(canonical_json(others).encode()).hexdigest()[:6]}"
+
+
+_DIFFERENCES: tuple[Callable[[RunScores], str], ...] = (
+    _weights,
+    lambda run: run.manifest.model.dtype if run.manifest.model else "",
+    lambda run: run.manifest.model.device if run.manifest.model else "",
+    lambda run: "no sharing" if run.manifest.model and run.manifest.model.settings.get("sharing") is False else "",
+    _settings,
+)
 
 
 def _quoted(row: Published, split: str) -> str:
@@ -152,15 +197,15 @@ def _quoted(row: Published, split: str) -> str:
     return value if row.split in (split, "all") else f"{value} ({row.split or 'split not stated'})"
 
 
-def shown(score: Mapping[str, Any] | None) -> str:
-    """A score's value with its interval in brackets, where it has one; `-` where it is undefined."""
-    if score is None or score["value"] is None:
+def shown(score: Score | None) -> str:
+    """A score's value with its interval in brackets, if it has one; `-` if it is undefined."""
+    if score is None or score.value is None:
         return "-"
-    if score.get("plain"):
-        return f"{score['value']:,.0f}"
-    if score["ci_low"] is None or score["ci_high"] is None:
-        return number(score["value"])
-    return f"{number(score['value'])} [{number(score['ci_low'])}, {number(score['ci_high'])}]"
+    if score.plain:
+        return f"{score.value:,.0f}"
+    if score.ci_low is None or score.ci_high is None:
+        return number(score.value)
+    return f"{number(score.value)} [{number(score.ci_low)}, {number(score.ci_high)}]"
 
 
 def spoken(metric: str) -> str:
@@ -196,39 +241,39 @@ def markdown(runs: Sequence[RunScores], baselines: Sequence[Published]) -> str:
     ]
     lines += [f"- {note}" for note in table.notes]
     for run in runs:
-        lines += ["", f"## {run.values['title']}: {text.markdown(run.values['model'])}", ""]
-        lines += [" ".join([f"Task `{run.task}`{_links(run)}, split {run.values['split']}.", *_described(run)])]
+        lines += ["", f"## {run.scores.title}: {text.markdown(run.scores.model)}", ""]
+        lines += [" ".join([f"Task `{run.task}`{_links(run)}, split {run.scores.split}.", *_described(run)])]
         lines += _details(run)
     return "\n".join(lines) + "\n"
 
 
 def _links(run: RunScores) -> str:
     """The benchmark's paper and official scorer; nothing for a task that this version does not know."""
-    from tasks.registry import all_tasks
-
-    task = all_tasks().get(run.values["task"])
+    task = all_tasks().get(run.scores.task)
     return f" ([paper]({task.info.paper}), [official scorer]({task.info.scorer}))" if task else ""
 
 
 def _described(run: RunScores) -> list[str]:
-    values = run.values
-    marks = [f"**{mark}**: {MEANING[mark]}." for mark in values["marks"]]
-    counts = f"{values['n']:,} questions, {values['n_missing']:,} missing, {values['n_error']:,} failed."
-    if values.get("judge"):
-        marks.append(f"Graded by the judge {text.markdown(values['judge'])}; other judges give other numbers.")
+    scores = run.scores
+    marks = [f"**{mark}**: {MEANING[mark]}." for mark in scores.marks]
+    counts = f"{scores.n:,} questions, {scores.n_missing:,} missing, {scores.n_error:,} failed."
+    if scores.judge:
+        marks.append(f"Graded by the judge {text.markdown(scores.judge)}; other judges give other numbers.")
+    if run.manifest.decoding and not run.manifest.decoding.greedy:
+        marks.append("Not deterministic: another run may give other answers.")
     return [counts, *marks, f"Run: {text.markdown(run.source)}."]
 
 
 def _details(run: RunScores) -> list[str]:
-    """One row a group of questions, one column a metric; groups with other metrics have a table of their own."""
-    groups: dict[tuple[str, str, int], dict[str, Mapping[str, Any]]] = {}  # metrics over other questions stand apart
-    for score in run.values["scores"]:
-        groups.setdefault((score["split"], score["category"], score["n"]), {})[score["metric"]] = score
+    """One row per group of questions, one column per metric; groups with other metrics have a table of their own."""
+    groups: dict[tuple[str, str, int], dict[str, Score]] = {}  # metrics over other questions stand apart
+    for score in run.scores.scores:
+        groups.setdefault((score.split, score.category, score.n), {})[score.metric] = score
     tables: dict[tuple[str, ...], list[Sequence[str]]] = {}
     for (split, category, _), found in groups.items():
         some = next(iter(found.values()))
-        values = [f"**{shown(score)}**" if score["headline"] else shown(score) for score in found.values()]
-        counts = [f"{some[name]:,}" for name in ("n", "n_images", "n_unparsed", "n_truncated")]
+        values = [f"**{shown(score)}**" if score.headline else shown(score) for score in found.values()]
+        counts = [f"{count:,}" for count in (some.n, some.n_images, some.n_unparsed, some.n_truncated)]
         tables.setdefault(tuple(found), []).append((split, text.markdown(category), *values, *counts))
     lines: list[str] = []
     for metrics, rows in tables.items():
@@ -256,14 +301,25 @@ def tidy(runs: Sequence[RunScores], baselines: Sequence[Published]) -> Any:
 
     rows: list[dict[str, Any]] = []
     for run in runs:
-        status = " ".join(["measured", *run.values["marks"]])
-        shared = {"model": run.values["model"], "task": run.task, "status": status, "source": run.source}
-        rows += [shared | dict(score) for score in run.values["scores"]]
-        if not run.values["scores"]:
-            counts = {name: run.values[name] for name in ("n", "n_missing", "n_error")}
-            place = {"split": run.values["split"], "category": "all", "metric": run.values["headline"]}
+        model, scores = run.manifest.model, run.scores
+        shared = {
+            "model": scores.model,
+            "task": scores.task,
+            "scoring": scores.scoring,
+            "status": " ".join(["measured", *scores.marks]),
+            "weights": model.weights if model else run.manifest.answers and f"sha256:{run.manifest.answers.sha256}",
+            "dtype": model.dtype if model else None,
+            "version": run.manifest.task.version,
+            "key": run.manifest.key,
+            "model_key": run.manifest.model_key,
+            "source": run.source,
+        }
+        rows += [shared | asdict(score) for score in scores.scores]
+        if not scores.scores:
+            counts = {"n": scores.n, "n_missing": scores.n_missing, "n_error": scores.n_error}
+            place = {"split": scores.split, "category": "all", "metric": scores.headline}
             rows.append(shared | place | counts | {"headline": True})
-    headlines = {run.task: run.values["headline"] for run in runs}
+    headlines = {run.scores.task: run.scores.headline for run in runs}
     for row in baselines:
         if row.task in headlines:
             rows.append(
@@ -281,7 +337,7 @@ def tidy(runs: Sequence[RunScores], baselines: Sequence[Published]) -> Any:
             )
     rows = [{name: text.cell(v) if isinstance(v, str) else v for name, v in row.items()} for row in rows]
     frame = pd.DataFrame(rows, columns=pd.Index(COLUMNS))
-    for name in ("n", "n_images", "n_unparsed", "n_missing", "n_error", "n_truncated"):
+    for name in ("n", "n_images", "n_unparsed", "n_missing", "n_error", "n_truncated", "version"):
         frame[name] = frame[name].astype("Int64")
     return frame
 

@@ -109,8 +109,7 @@ def _subject(
     seed: int,
     peers: bool,
 ) -> Any:
-    from model_adapters.base import Deferred
-    from model_adapters.registry import load
+    from vlmamba_eval.registry import load
 
     from ..adapter import VLMambaAdapter
     from ..config import MAMBA
@@ -121,8 +120,8 @@ def _subject(
             raise UsageError(f"Unknown shape {shape!r}. There are: {', '.join(MAMBA)}.")
         return of_shape(f"mamba-{shape}", MAMBA[shape], device=device, dtype=dtype, seed=seed, keep_parameters=peers)
     assert model is not None  # noqa: S101 - one of the two is given
-    found = load(model, weights=weights, device=device, dtype=dtype, random_init=random_init, seed=seed)
-    adapter = found.load() if isinstance(found, Deferred) else found
+    options = {"device": device, "dtype": dtype, "random_init": random_init, "seed": seed}
+    adapter = load(model, options | ({"weights": str(weights)} if weights else {}))
     if not isinstance(adapter, VLMambaAdapter):
         raise UsageError(f"{model} is no VL-Mamba; the bench measures its engine's modes.")
     return of_adapter(adapter, seed)

@@ -1,6 +1,6 @@
 """The whole of GQA testdev, POPE and MME on one GPU, and what limits it.
 
-    python -m model_adapters.vlmamba.bench.gpu_goal --out results/bench
+    python -m vlmamba_eval.model_adapters.vlmamba.bench.gpu_goal --out results/bench
 
 23,862 questions of real length about 2,085 images, at the shape of a published model with random weights drawn on the
 device. Steps, each of which writes its results before the next begins:
@@ -32,9 +32,10 @@ from typing import Any
 
 import torch
 
+from vlmamba_eval.model_adapters.shared.device import choose
 from vlmamba_eval.types import ImageQuestions
 
-from ..adapter import VLMambaAdapter, choose
+from ..adapter import VLMambaAdapter
 from ..config import PRESETS, Provenance, TokenizerConfig
 from ..decoder import Decoder
 from ..engine import Engine, Limits
@@ -283,7 +284,7 @@ def lengths(subject: Subject, results: Results, out: Path, small: bool, repeats:
     wanted = (64, 128) if small else LENGTHS["cuda"]
     subject = replace(subject, name=subject.name.replace("vlmamba", "mamba").partition(" ")[0])
     rows = measure.lengths(subject, wanted, repeats, seed, lambda line: None)
-    command = "python -m model_adapters.vlmamba.bench.gpu_goal --steps lengths"
+    command = "python -m vlmamba_eval.model_adapters.vlmamba.bench.gpu_goal --steps lengths"
     paths = report.write(out, "lengths", rows, machine(subject.device), command)
     results.add("lengths: written", [path.name for path in paths])
     for row in rows:

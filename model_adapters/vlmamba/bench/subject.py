@@ -14,16 +14,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from vlmamba_eval.model_adapters.shared.device import choose
+from vlmamba_eval.model_adapters.shared.template import render
 from vlmamba_eval.types import ImageQuestions, ModelError, Question
 
-from ..adapter import VLMambaAdapter, choose
+from ..adapter import VLMambaAdapter
 from ..config import PRESETS, LanguageModelConfig, ModelConfig, TemplateConfig, TokenizerConfig
 from ..engine import Engine, Limits
 from ..language_model import LanguageModel, keeps_float32
 from ..linear import onednn_works
 from ..model import VLMamba
 from ..scan import choose_backend
-from ..template import render
 from .profiles import AboutImage
 
 PREFIX_TOKENS = 600

@@ -77,7 +77,7 @@ def _numba_runs() -> bool:
 
 
 def _mamba_ssm_runs() -> bool:
-    from model_adapters.vlmamba.scan import mamba_ssm
+    from vlmamba_eval.model_adapters.vlmamba.scan import mamba_ssm
 
     return mamba_ssm.selective_scan_fn() is not None
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model_adapters.vlmamba.scan import eager, reference
-from model_adapters.vlmamba.scan.eager import CHECKPOINT
-from model_adapters.vlmamba.scan.reference import settle
+from vlmamba_eval.model_adapters.vlmamba.scan import eager, reference
+from vlmamba_eval.model_adapters.vlmamba.scan.eager import CHECKPOINT
+from vlmamba_eval.model_adapters.vlmamba.scan.reference import settle
 
 
 def selective_scan(
@@ -63,7 +63,7 @@ def kernels_for(device: torch.device) -> ModuleType:
     """The module whose forward and backward passes run on this device."""
     if device.type != "cuda" or find_spec("triton") is None:
         return eager
-    from model_adapters.vlmamba.scan import triton
+    from vlmamba_eval.model_adapters.vlmamba.scan import triton
 
     return triton
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model_adapters.vlmamba.scan.reference import initial, last_inputs, padding, settle
+from vlmamba_eval.model_adapters.vlmamba.scan.reference import initial, last_inputs, padding, settle
 
 LOG2E = math.log2(math.e)
 

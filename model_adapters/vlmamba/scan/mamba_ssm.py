@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model_adapters.vlmamba.scan import autograd
-from model_adapters.vlmamba.scan.reference import initial, padding, settle
+from vlmamba_eval.model_adapters.vlmamba.scan import autograd
+from vlmamba_eval.model_adapters.vlmamba.scan.reference import initial, padding, settle
 from vlmamba_eval.types import UsageError
 
 # A raw step whose softplus is exactly 0, whatever the bias: at a padding token the state rests. It fits float16.

@@ -23,7 +23,7 @@ from numba import njit, prange
 from numba.core import config
 from torch import Tensor
 
-from model_adapters.vlmamba.scan.eager import LOG2E
+from vlmamba_eval.model_adapters.vlmamba.scan.eager import LOG2E
 from vlmamba_eval.types import UsageError
 
 # Channels of a block. Of the scan 128: their 16 states in float32 are 8 KB, and a token's inputs stay beside them.

@@ -25,8 +25,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model_adapters.vlmamba.scan.eager import CHECKPOINT
-from model_adapters.vlmamba.scan.reference import initial, settle
+from vlmamba_eval.model_adapters.vlmamba.scan.eager import CHECKPOINT
+from vlmamba_eval.model_adapters.vlmamba.scan.reference import initial, settle
 from vlmamba_eval.types import UsageError
 
 _LOG2E = tl.constexpr(1.4426950408889634)

@@ -1,6 +1,6 @@
 """`vlmamba-train`: a recipe, from its start to the checkpoint that `vlmamba-eval --model PATH` reads.
 
-Several GPUs: `torchrun --nproc_per_node 8 -m model_adapters.vlmamba.train.cli RECIPE ...`.
+Several GPUs: `torchrun --nproc_per_node 8 -m vlmamba_eval.model_adapters.vlmamba.train.cli RECIPE ...`.
 """
 
 from __future__ import annotations

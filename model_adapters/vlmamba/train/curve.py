@@ -1,4 +1,7 @@
-"""The loss curve of a training as a picture: `python -m model_adapters.vlmamba.train.curve LOG... --out FILE.png`."""
+"""The loss curve of a training as a picture.
+
+python -m vlmamba_eval.model_adapters.vlmamba.train.curve LOG... --out FILE.png
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from model_adapters.vlmamba.config import PRESETS, ModelConfig, from_dict, to_dict
+from vlmamba_eval.model_adapters.vlmamba.config import PRESETS, ModelConfig, from_dict, to_dict
 from vlmamba_eval.types import UsageError
 
 FOLDER = Path(__file__).parent.parent / "recipes"

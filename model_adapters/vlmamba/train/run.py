@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from model_adapters.vlmamba import checkpoint
-from model_adapters.vlmamba.config import ModelConfig, Provenance
-from model_adapters.vlmamba.model import VLMamba, random_model
-from model_adapters.vlmamba.template import END
-from model_adapters.vlmamba.tokenizer import train_tokenizer
+from vlmamba_eval.model_adapters.shared.template import END
+from vlmamba_eval.model_adapters.vlmamba import checkpoint
+from vlmamba_eval.model_adapters.vlmamba.config import ModelConfig, Provenance
+from vlmamba_eval.model_adapters.vlmamba.model import VLMamba, random_model
+from vlmamba_eval.model_adapters.vlmamba.tokenizer import train_tokenizer
 from vlmamba_eval.types import UsageError
 
 from .data import open_rows, segments

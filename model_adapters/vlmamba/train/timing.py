@@ -1,6 +1,7 @@
 """How fast and how large a stage of a recipe is on this machine, with random weights: memory, tokens a second, time.
 
-    python -m model_adapters.vlmamba.train.timing vlmamba-2.8b --stage instruction --micro-batch-size 8 --out FILE.json
+    python -m vlmamba_eval.model_adapters.vlmamba.train.timing vlmamba-2.8b \\
+        --stage instruction --micro-batch-size 8 --out FILE.json
 
 The steps are the Trainer's own, from data to optimizer; only the conversations are made up, of the length that is
 asked for. With random weights the loss means nothing.
@@ -21,11 +22,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from model_adapters.vlmamba import checkpoint
-from model_adapters.vlmamba.adapter import TINY
-from model_adapters.vlmamba.config import PRESETS
-from model_adapters.vlmamba.model import random_model
-from model_adapters.vlmamba.scan import choose_backend
+from vlmamba_eval.model_adapters.vlmamba import checkpoint
+from vlmamba_eval.model_adapters.vlmamba.adapter import TINY
+from vlmamba_eval.model_adapters.vlmamba.config import PRESETS
+from vlmamba_eval.model_adapters.vlmamba.model import random_model
+from vlmamba_eval.model_adapters.vlmamba.scan import choose_backend
 
 from .cli import use_one_gpu
 from .recipe import Data, load_recipe
@@ -66,7 +67,7 @@ def main(recipe: str, stage: str, steps: int, micro_batch_size: int, words: int,
     if stage not in stages:
         raise click.UsageError(f"recipe {loaded.name} has no stage {stage}, only {', '.join(stages)}")
     wanted = stages[stage]
-    stream = Data(stream="model_adapters.vlmamba.train.timing:conversation", options={"words": words})
+    stream = Data(stream="vlmamba_eval.model_adapters.vlmamba.train.timing:conversation", options={"words": words})
     cuda = torch.cuda.is_available()
     timed = replace(
         wanted, data=stream, epochs=0, steps=steps, batch_size=micro_batch_size, micro_batch_size=micro_batch_size,

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from model_adapters.vlmamba import checkpoint
-from model_adapters.vlmamba.config import ModelConfig, TemplateConfig
-from model_adapters.vlmamba.language_model import keeps_float32
-from model_adapters.vlmamba.model import VLMamba
-from model_adapters.vlmamba.scan import choose_backend
+from vlmamba_eval.model_adapters.vlmamba import checkpoint
+from vlmamba_eval.model_adapters.vlmamba.config import ModelConfig, TemplateConfig
+from vlmamba_eval.model_adapters.vlmamba.language_model import keeps_float32
+from vlmamba_eval.model_adapters.vlmamba.model import VLMamba
+from vlmamba_eval.model_adapters.vlmamba.scan import choose_backend
 from vlmamba_eval.types import DataError, EvalError, UsageError
 
 from .data import Collator, Conversations, StreamRows, open_rows

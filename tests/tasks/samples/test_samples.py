@@ -17,9 +17,20 @@ from typing import Any
 import pytest
 from PIL import Image, ImageChops
 
-from tasks.samples import DATA, questions, writers
-from tasks.samples.scene import COLORS, REGIONS, SHAPES, SPANISH, Scene, Sign, Thing, draw, random_scene, scenes
-from tasks.samples.training import PATCH_CLASSES, example, patch_labels
+from vlmamba_eval.tasks.samples import DATA, questions, writers
+from vlmamba_eval.tasks.samples.scene import (
+    COLORS,
+    REGIONS,
+    SHAPES,
+    SPANISH,
+    Scene,
+    Sign,
+    Thing,
+    draw,
+    random_scene,
+    scenes,
+)
+from vlmamba_eval.tasks.samples.training import PATCH_CLASSES, example, patch_labels
 
 csv.field_size_limit(10_000_000)
 

@@ -16,10 +16,10 @@ from pathlib import Path
 import click
 from PIL import Image
 
-from model_adapters.base import Adapter, Deferred
-from model_adapters.registry import load
-from model_adapters.vlmamba.config import load_config
-from tasks.samples.unseen import Answerer, measure
+from vlmamba_eval.adapter import Adapter, Deferred
+from vlmamba_eval.model_adapters.vlmamba.config import load_config
+from vlmamba_eval.registry import load
+from vlmamba_eval.tasks.samples.unseen import Answerer, measure
 from vlmamba_eval.types import ImageQuestions, Question
 
 COLUMNS: tuple[str, ...] = ("connector", "scan", "seed", "metric", "value", "low", "high", "scenes")

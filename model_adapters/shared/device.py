@@ -1,0 +1,26 @@
+"""The device and precision that a name means, for every family that runs here."""
+
+from __future__ import annotations
+
+import torch
+
+from vlmamba_eval.types import UsageError
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
+    """The device and precision meant by the names; `auto` takes CUDA where it is, bfloat16 there, float32 on a CPU."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        where = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"unknown device {device!r}: expected cpu, cuda, cuda:N or auto") from error
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: PyTorch sees no CUDA device here; run with --device cpu")
+    if dtype == "auto":
+        dtype = "float32" if where.type == "cpu" else "bfloat16"
+    if dtype not in _DTYPES:
+        raise UsageError(f"unknown dtype {dtype!r}: expected {', '.join(_DTYPES)} or auto")
+    return where, _DTYPES[dtype]

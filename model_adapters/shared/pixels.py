@@ -1,0 +1,75 @@
+"""From a decoded picture to an encoder's pixels, as every family here prepares them.
+
+An image is prepared on the CPU with PIL alone and kept as bytes; scaling and normalising happen on the device, through
+a table of the 256 possible values, so that they equal transformers' image processors exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PreprocessingConfig:
+    """From a decoded RGB image to the encoder's input.
+
+    `fit`: `pad` expands to a square with the mean colour and resizes (LLaVA-1.5,
+    haotian-liu/LLaVA@c121f04:llava/mm_utils.py:152); `resize` squashes to the square (SigLIP's own, Cobra's);
+    `crop` resizes the shortest edge and cuts the centre (CLIP's own). Resizing is bicubic.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    fit: Literal["pad", "resize", "crop"] = "pad"
+
+
+# Padding makes a square of the long side; beyond this many times the encoder's size an image is halved first, so that
+# a strip of 1 x 20000 pixels does not become 400 million. No benchmark image comes near it.
+_LARGEST = 16
+
+
+def prepare(image: Image.Image, size: int, config: PreprocessingConfig) -> Tensor:
+    """A decoded image -> its pixels, uint8 [3, size, size]. Thread-safe.
+
+    `pad` is `expand2square` of haotian-liu/LLaVA@c121f04:llava/mm_utils.py:152 with the encoder's mean colour; `crop`
+    and `resize` are what CLIP's and SigLIP's own processors do. Any mode is converted to RGB first.
+    """
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    image = image.convert("RGB")
+    excess = max(image.size) // (_LARGEST * size)
+    if excess:
+        image = image.reduce(excess + 1)
+    width, height = image.size
+    if config.fit == "pad" and width != height:
+        side = max(width, height)
+        red, green, blue = (int(channel * 255) for channel in config.mean)
+        square = Image.new("RGB", (side, side), (red, green, blue))
+        square.paste(image, ((side - width) // 2, (side - height) // 2))
+        image = square
+    if config.fit == "crop":
+        short, long = min(width, height), max(width, height)
+        scaled = int(size * long / short)
+        image = image.resize((size, scaled) if width <= height else (scaled, size), resample=Image.Resampling.BICUBIC)
+        left, top = (image.width - size) // 2, (image.height - size) // 2
+        image = image.crop((left, top, left + size, top + size))
+    else:
+        image = image.resize((size, size), resample=Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # [3, size, size]
+
+
+def normalisation_table(config: PreprocessingConfig) -> Tensor:
+    """What each of the 256 values of a channel becomes, float32 [3, 256], rounded as transformers' processors round."""
+    import numpy as np
+    import torch
+
+    scaled = (np.arange(256).astype(np.float64) * (1 / 255)).astype(np.float32)
+    mean, std = (np.array(values, dtype=np.float32)[:, None] for values in (config.mean, config.std))
+    return torch.from_numpy((scaled - mean) / std)

@@ -1,0 +1,117 @@
+"""Conversation templates: one function turns turns of talk into the pieces that training and evaluation tokenise.
+
+Each piece is tokenised on its own, as LLaVA does around its image token
+(haotian-liu/LLaVA@c121f04:llava/mm_utils.py:185), and the shared state of an image ends exactly where the image piece
+ends: the first question, with its leading line break, is always tokenised as a whole.
+
+    vicuna_v1     haotian-liu/LLaVA@c121f04:llava/conversation.py:242, `</s>` replaced by `<|endoftext|>`
+    plain         LLaVA's alignment stage: the image, then the caption; a question has no place in it
+    cobra_zephyr  h-zhao1997/cobra:cobra/models/backbones/llm/prompting/zephyr_prompter.py
+    cobra_in_out  h-zhao1997/cobra:cobra/models/backbones/llm/prompting/mamba_prompter.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from vlmamba_eval.types import UsageError
+
+END = "<|endoftext|>"
+IMAGE = "<image>"
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateConfig:
+    """Which conversation template, and the place of the image.
+
+    With `image_first` the image embeddings stand before all text (Cobra); otherwise they open the first user turn
+    (LLaVA).
+    """
+
+    name: Literal["vicuna_v1", "plain", "cobra_zephyr", "cobra_in_out"] = "vicuna_v1"
+    image_first: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One piece of a conversation. `answer` pieces are what the model has to say; the loss stands on them alone."""
+
+    kind: Literal["text", "image", "answer"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Template:
+    system: str
+    user: str
+    assistant: str
+    answer: str
+    end: str
+    between_turns: str
+    strips: bool = False
+
+
+_TEMPLATES = {
+    "vicuna_v1": _Template(
+        system=(
+            "A chat between a curious user and an artificial intelligence assistant. "
+            "The assistant gives helpful, detailed, and polite answers to the user's questions. "
+        ),
+        user="USER: ",
+        assistant=" ASSISTANT:",
+        answer=" ",
+        end=END,
+        between_turns="",
+    ),
+    "plain": _Template(system="", user="", assistant="", answer="", end="\n", between_turns=""),
+    "cobra_zephyr": _Template(
+        system="",
+        user="<|user|>\n",
+        assistant=f"{END}\n<|assistant|>\n",
+        answer="",
+        end=END,
+        between_turns="\n",
+        strips=True,
+    ),
+    "cobra_in_out": _Template(
+        system="", user="In: ", assistant="\nOut: ", answer="", end=END, between_turns="\n", strips=True
+    ),
+}
+
+
+def render(template: TemplateConfig, turns: Sequence[tuple[str, str | None]], *, image: bool) -> tuple[Segment, ...]:
+    """The pieces of a conversation, in order.
+
+    `turns` are (question, answer) pairs; the last answer is None where the model is to give it. With `image` the
+    conversation is about one image, which stands in its first turn or before all text; the questions themselves
+    contain no image mark. Pieces without text are left out.
+    """
+    parts = _TEMPLATES[template.name]
+    segments: list[Segment] = [Segment("image", IMAGE)] if image and template.image_first else []
+    in_turn = image and not template.image_first
+    text = parts.system
+    for number, (question, answer) in enumerate(turns):
+        question = question.strip() if parts.strips else question
+        if template.name == "plain":
+            if answer is None:
+                raise UsageError(
+                    "the template `plain` is for alignment training and has no place for a question; "
+                    "evaluate with the template of the instruction stage (`vicuna_v1`)"
+                )
+            question = ""
+        text += (parts.between_turns if number else "") + parts.user
+        if number == 0 and in_turn:
+            segments += [Segment("text", text), Segment("image", IMAGE)]
+            text = "" if template.name == "plain" else "\n"
+        segments.append(Segment("text", text + question + parts.assistant))
+        text = ""
+        if answer is not None:
+            segments.append(Segment("answer", answer_text(template, answer) + parts.end))
+    return tuple(segment for segment in segments if segment.text)
+
+
+def answer_text(template: TemplateConfig, answer: str) -> str:
+    """An answer as it continues a prompt, without its end mark: what the likelihood of an option is measured on."""
+    return (_TEMPLATES[template.name].answer + answer) or " "

@@ -1,0 +1,135 @@
+"""The command line's `assemble` and `bench`: what is done with a VL-Mamba besides evaluating it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vlmamba_eval.nearest import did_you_mean
+from vlmamba_eval.report.text import printable
+from vlmamba_eval.types import UsageError
+
+
+@click.command(short_help="Build a checkpoint folder from published parts.")
+@click.argument("model", metavar="NAME")
+@click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="The checkpoint to write.")
+@click.option("--vision", metavar="ID|DIR", help="A SigLIP or CLIP of transformers. Default: the model's own.")
+@click.option(
+    "--language-model",
+    metavar="ID|DIR",
+    help="A Mamba-1 in either naming. Default: the model's own (state-spaces/...).",
+)
+@click.option(
+    "--connector",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="A safetensors file. Default: a fresh connector, recorded as untrained.",
+)
+@click.option("--tokenizer", metavar="ID|DIR|FILE", help="Default: the model's own (EleutherAI/gpt-neox-20b).")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of a fresh connector.")
+def assemble(
+    model: str,
+    out: Path,
+    vision: str | None,
+    language_model: str | None,
+    connector: Path | None,
+    tokenizer: str | None,
+    seed: int,
+) -> None:
+    """Build the checkpoint folder of model NAME from published parts: vision encoder, Mamba language model, connector.
+
+    A fresh connector must be trained before its numbers mean anything (see `vlmamba-train --help`).
+    """
+    from .assemble import assemble as build
+    from .config import PRESETS
+
+    if model not in PRESETS:
+        hint = did_you_mean(model, PRESETS, f"Models that can be assembled: {', '.join(PRESETS)}.")
+        raise UsageError(f"Unknown model {model!r}. {hint}")
+    build(
+        PRESETS[model],
+        out,
+        vision=vision,
+        language_model=language_model,
+        connector=connector,
+        tokenizer=tokenizer,
+        seed=seed,
+        say=_say,
+    )
+    click.echo(out.resolve())
+
+
+@click.command(short_help="Measure the speed of this machine.")
+@click.option("--model", metavar="NAME|PATH", help="A whole model by name, or a checkpoint folder.")
+@click.option(
+    "--shape",
+    metavar="130m|370m|790m|1.4b|2.8b",
+    help="A Mamba language model alone, with random weights. Default: 130m.",
+)
+@click.option(
+    "--weights", metavar="DIR", type=click.Path(path_type=Path), help="The checkpoint folder for a named model."
+)
+@click.option("--random-init", is_flag=True, help="Random weights for --model; a --shape always has them.")
+@click.option("--device", metavar="cpu|cuda", default="auto", show_default=True)
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="Precision of the weights. auto: float32 on cpu, bfloat16 on cuda.",
+)
+@click.option(
+    "--profile",
+    type=click.Choice(["uniform", "gqa", "pope", "vqav2", "mme", "lengths", "images"]),
+    default="uniform",
+    show_default=True,
+    help="What is asked: 18 questions of 20 to 40 tokens about an image, a benchmark's questions, texts of growing "
+    "length, or more and more questions about an image.",
+)
+@click.option(
+    "--modes",
+    metavar="A,B,C",
+    default="shared,unshared",
+    show_default=True,
+    help="Ours: shared, unshared (micro-batches that read the image for every question), one-by-one. Ratios are to "
+    "the first.",
+)
+@click.option(
+    "--peers",
+    metavar="A,B|none",
+    help="For a --shape: transformers (a question at a time; the default), transformers-batched. Slow ones answer a "
+    "part of the questions, and the table says so.",
+)
+@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Turns of every mode.")
+@click.option("--images", type=click.IntRange(min=1), help="Images of a profile. Default: 4 on cpu, 32 on cuda.")
+@click.option("--lengths", metavar="A,B,C", default="", help="Tokens. Default: 512 to 4096 on cpu, to 65536 on cuda.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), default=Path("results/bench"), show_default=True)
+def bench(modes: str, peers: str | None, lengths: str, **options: Any) -> None:
+    """Measure the speed of this machine: the engine's modes and transformers, in turns within one process.
+
+    Prints a table of times and ratios with their spread, and writes it as CSV, Markdown and, where matplotlib is
+    installed (the extra `bench`), a figure.
+    """
+    from .bench.command import bench as measure
+
+    try:
+        tokens = [int(length) for length in _names(lengths)]
+    except ValueError:
+        raise UsageError(f"--lengths {lengths}: expected numbers of tokens, separated by commas.") from None
+    command = "vlmamba-eval " + " ".join(sys.argv[1:])
+    entered = None if peers is None else [name for name in _names(peers) if name != "none"]
+    paths = measure(modes=_names(modes), peers=entered, lengths=tokens, command=command, say=_say, **options)
+    for path in paths:
+        click.echo(path.resolve())
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _say(message: str) -> None:
+    click.echo(printable(message), err=True)

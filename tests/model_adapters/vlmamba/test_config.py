@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vlmamba_eval.model_adapters.vlmamba.config import PRESETS, ModelConfig, from_dict, load_config, to_dict
+from vlmamba_eval.types import ModelError
+
+
+@pytest.mark.parametrize("config", PRESETS.values(), ids=list(PRESETS))
+def test_a_configuration_survives_json(config: ModelConfig) -> None:
+    assert from_dict(json.loads(json.dumps(to_dict(config))), "config.json") == config
+
+
+def test_the_paper_models_have_the_published_numbers_of_tokens() -> None:
+    assert PRESETS["vlmamba-2.8b"].vision.image_tokens == 729
+    assert PRESETS["vlmamba-2.8b-clip-mlp"].vision.image_tokens == 576
+
+
+def test_the_scan_runs_at_the_width_that_the_equations_force() -> None:
+    assert PRESETS["vlmamba-2.8b"].scan_width == 2560
+    assert PRESETS["vlmamba-2.8b-vss-mlp"].scan_width == 1152
+    assert PRESETS["vlmamba-2.8b-mlp"].scan_width is None
+
+
+def _with(path: str, value: Any) -> dict[str, Any]:
+    data = to_dict(PRESETS["vlmamba-tiny"])
+    *parents, last = path.split(".")
+    at = data
+    for parent in parents:
+        at = at[parent]
+    at[last] = value
+    return data
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("vision.width", 5, "unknown: width"),
+        ("vision.kind", "dino", "vision.kind must be one of 'siglip', 'clip', found 'dino'"),
+        ("vision.image_size", "96", "vision.image_size must be int, found '96'"),
+        ("vision.image_size", 4, "must hold a patch"),
+        ("vision.feature_layer", -9, "feature_layer must lie between -7 and 6, found -9"),
+        ("preprocessing.mean", [0.5, 0.5], "preprocessing.mean must be"),
+        ("connector.norm_eps", True, "connector.norm_eps must be float"),
+        ("language_model", None, "language_model must be an object"),
+        ("format", "llava", "expected a VL-Mamba configuration"),
+    ],
+)
+def test_a_wrong_field_is_named(path: str, value: Any, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        from_dict(_with(path, value), "config.json")
+
+
+def test_a_missing_field_is_named_with_its_file() -> None:
+    data = to_dict(PRESETS["vlmamba-tiny"])
+    del data["connector"]["merge"]
+    with pytest.raises(ModelError, match=r"some/config\.json.* of connector differ.*missing: merge"):
+        from_dict(data, "some/config.json")
+
+
+def test_a_folder_without_a_readable_configuration_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"config\.json is missing"):
+        load_config(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelError, match="expected JSON"):
+        load_config(tmp_path)
+
+
+def test_configurations_and_templates_need_no_torch() -> None:
+    code = (
+        "import sys, vlmamba_eval.registry, vlmamba_eval.model_adapters.vlmamba.config;"
+        "import vlmamba_eval.model_adapters.shared.template;"
+        "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'pandas')))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,97 @@
+"""Writing and reading the project's own files: whole or not at all, checked against a type."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from vlmamba_eval.types import StoreError
+
+T = TypeVar("T")
+
+
+def write_atomic(path: Path, content: str) -> None:
+    """Write a text file so that a reader sees the old content or the new one, also after a power failure.
+
+    Temporary file in the same folder, flush, fsync, rename, fsync of the folder. What has no UTF-8 (a lone surrogate)
+    is written as its JSON escape. A file that holds the content already is not touched, so that what is finished can
+    be shown again from a disk that can only be read. Raises `StoreError`.
+    """
+    encoded = content.encode(errors="backslashreplace")
+    try:
+        if path.is_file() and path.read_bytes() == encoded:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(encoded)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+    except OSError as error:
+        raise StoreError(cannot_write(path, error)) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON (of plain data or dataclasses) atomically, indented, keys in the given order."""
+    plain = msgspec.to_builtins(value)
+    write_atomic(path, json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_typed(path: Path, kind: type[T], *, format: int, missing: str, remedy: str) -> T:
+    """A JSON file of this project's as a dataclass, every field checked. Raises `StoreError`.
+
+    `missing` and `remedy` say what to do about a file that is not there, or damaged.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StoreError(f"{path} is missing. {missing}") from None
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read ({error.strerror or error}).") from None
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{path} is damaged: expected JSON ({error}). {remedy}") from None
+    if isinstance(value, dict) and value.get("format") != format:
+        raise StoreError(
+            f"{path} is of format {value.get('format')!r:.80}; this version of vlmamba-eval reads format {format}. "
+            "Read it with the version that wrote it, or evaluate again with another --out."
+        )
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise StoreError(f"{path} is damaged: {error}. {remedy}") from None
+
+
+def cannot_write(path: Path, error: OSError) -> str:
+    """The message for a file that can't be written: why, and what to do."""
+    remedy = "Give another folder with --out"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        existing = next((p for p in (path, *path.parents) if os.path.exists(p)), Path("/"))
+        free = shutil.disk_usage(existing).free / 2**20
+        remedy = f"{free:,.1f} MiB are free there: make room, or give another folder"
+    return (
+        f"{path} cannot be written ({error.strerror or error}). What was answered before is safe. "
+        f"{remedy}, and run the same command again."
+    )
+
+
+def sync_folder(folder: Path) -> None:
+    """Have a folder's entries on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,200 @@
+"""Groups of questions -> answers: an iterator that knows neither disk nor benchmark nor score.
+
+It is what a run goes through, and what a worker on another machine runs on its share of the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, cast, get_args
+
+from vlmamba_eval.adapter import Adapter, RanksContinuations
+from vlmamba_eval.images import open_image
+from vlmamba_eval.plan import ImageJobs, batches
+from vlmamba_eval.types import (
+    DataError,
+    Failure,
+    Generation,
+    ImageQuestions,
+    Likelihood,
+    OutOfMemory,
+    Question,
+    Scoring,
+    StopReason,
+    UsageError,
+)
+
+AUTO_BATCH_TOKENS = {"cpu": 16_384, "cuda": 262_144}
+"""Token budget of one batch, by type of device."""
+
+PREPARE_THREADS = 4
+
+Ask = Callable[[Sequence[ImageQuestions]], Sequence[Sequence[Generation | Failure]]]
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A group with what became of each of its jobs, in their order."""
+
+    group: ImageJobs
+    outcomes: list[Generation | Failure]
+
+
+def batch_tokens_for(device: str) -> int:
+    """The token budget of a batch on a device such as `cuda:1`."""
+    return AUTO_BATCH_TOKENS.get(device.split(":")[0], AUTO_BATCH_TOKENS["cpu"])
+
+
+def generate(
+    adapter: Adapter,
+    groups: Iterable[ImageJobs],
+    *,
+    scoring: Scoring = "generate",
+    batch_tokens: int | None = None,
+    note: Note = lambda message: None,
+) -> Iterator[list[Answered]]:
+    """Answer all groups, batch by batch, in their order. Images are decoded ahead on threads.
+
+    A question whose image can't be read, or that the adapter can't answer, gets a `Failure` of its own. Raises
+    `UsageError` if the adapter can't do this kind of scoring.
+    """
+    ask = _verb(adapter, scoring)
+    budget = batch_tokens or batch_tokens_for(adapter.info.device)
+    with ThreadPoolExecutor(PREPARE_THREADS, thread_name_prefix="prepare") as pool:
+        try:
+            for batch, prepared in _prepared(adapter, batches(groups, adapter.info.image_tokens, budget), pool):
+                yield _answer_batch(ask, batch, prepared, note)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _verb(adapter: Adapter, scoring: Scoring) -> Ask:
+    if scoring == "generate":
+        return adapter.generate
+    if not isinstance(adapter, RanksContinuations):
+        raise UsageError(f"{adapter.info.name} cannot score given answers; leave out --scoring likelihood.")
+    return cast(RanksContinuations, adapter).rank
+
+
+def _prepared(
+    adapter: Adapter, all_batches: Iterator[list[ImageJobs]], pool: ThreadPoolExecutor
+) -> Iterator[tuple[list[ImageJobs], list[Future[Any] | None]]]:
+    """Each batch with its images under way; one batch is prepared ahead while another is answered."""
+
+    def prepare(group: ImageJobs) -> Any:
+        assert group.image is not None  # noqa: S101 - only groups with an image are submitted
+        return adapter.prepare(open_image(group.image))
+
+    ahead: tuple[list[ImageJobs], list[Future[Any] | None]] | None = None
+    for batch in all_batches:
+        following = batch, [pool.submit(prepare, group) if group.image is not None else None for group in batch]
+        if ahead is not None:
+            yield ahead
+        ahead = following
+    if ahead is not None:
+        yield ahead
+
+
+def _answer_batch(ask: Ask, batch: list[ImageJobs], prepared: list[Future[Any] | None], note: Note) -> list[Answered]:
+    """One outcome for each job of each group."""
+    answered = [Answered(group, []) for group in batch]
+    ready: list[tuple[Answered, ImageQuestions]] = []
+    for result, future in zip(answered, prepared, strict=True):
+        group = result.group
+        try:
+            image = future.result() if future is not None else None
+        except DataError as error:
+            result.outcomes.extend([Failure("data_error", str(error))] * len(group.jobs))
+            note(str(error))
+        except Exception as error:  # noqa: BLE001 - an adapter that can't stand a picture fails its questions alone
+            failure = Failure("model_error", f"{type(error).__name__}: {error}")
+            result.outcomes.extend([failure] * len(group.jobs))
+            note(f"{group.image.where if group.image else 'a text'} can't be prepared: {failure.message}")
+        else:
+            ready.append((result, ImageQuestions(image, tuple(job.question for job in group.jobs))))
+    if ready:
+        outcomes = halving(ask, [questions for _, questions in ready], note)
+        for (result, _), found in zip(ready, outcomes, strict=True):
+            result.outcomes.extend(found)
+    return answered
+
+
+# =============================================================================
+# One question never takes another with it
+# =============================================================================
+
+
+def halving(ask: Ask, batch: list[ImageQuestions], note: Note) -> list[list[Generation | Failure]]:
+    """Answer a batch; if it does not fit the memory or the adapter raises, answer its halves, down to one question.
+
+    So the question at fault fails alone. Nothing is asked again that has an answer.
+    """
+    try:
+        return checked(ask(batch), batch, note)
+    except OutOfMemory as error:
+        reason = "out of memory" + (f": {error}" if str(error) else "")
+    except Exception as error:  # noqa: BLE001 - whatever an adapter raises becomes the typed failure of its question
+        reason = f"{type(error).__name__}: {error}"
+    if len(batch) > 1:
+        middle = len(batch) // 2
+        note(f"{len(batch)} images together: {reason}; trying {middle} at a time.")
+        return halving(ask, batch[:middle], note) + halving(ask, batch[middle:], note)
+    questions = batch[0].questions
+    if len(questions) > 1:
+        middle = len(questions) // 2
+        note(f"{len(questions)} questions about one image together: {reason}; trying {middle} at a time.")
+        halves = [ImageQuestions(batch[0].image, part) for part in (questions[:middle], questions[middle:])]
+        return [[outcome for half in halves for outcome in halving(ask, [half], note)[0]]]
+    note(f"A question failed: {reason}")
+    return [[Failure("model_error", reason)]]
+
+
+def checked(
+    found: Sequence[Sequence[Any]], batch: Sequence[ImageQuestions], note: Note
+) -> list[list[Generation | Failure]]:
+    """What an adapter returned, each answer looked at: a value of another type becomes its question's failure.
+
+    Raises `ValueError` for another number of answers than questions, since then no answer has a place.
+    """
+    counts = [len(outcomes) for outcomes in found]
+    wanted = [len(item.questions) for item in batch]
+    if counts != wanted:
+        raise ValueError(f"the model returned {counts} answers for {wanted} questions")
+    result: list[list[Generation | Failure]] = []
+    for outcomes, item in zip(found, batch, strict=True):
+        result.append([_checked(one, question) for one, question in zip(outcomes, item.questions, strict=True)])
+        for outcome in result[-1]:
+            if isinstance(outcome, Failure):
+                note(f"A question failed: {outcome.message}")
+    return result
+
+
+def _checked(found: Any, question: Question) -> Generation | Failure:
+    if isinstance(found, Failure) and type(found.message) is str:
+        return found
+    if not isinstance(found, Generation):
+        return Failure("model_error", f"the model returned {found!r:.200} in place of a Generation")
+    problem = (
+        _other(found.text, "text", str)
+        or _other(found.prompt, "prompt", str)
+        or _other(found.n_tokens, "n_tokens", int)
+        or ("" if found.stop in get_args(StopReason) else f"stop {found.stop!r:.80}; expected {get_args(StopReason)}")
+    )
+    likelihoods = found.likelihoods if isinstance(found.likelihoods, tuple) else (None,)
+    if not problem and question.continuations and len(likelihoods) != len(question.continuations):
+        problem = f"{len(likelihoods)} likelihoods for {len(question.continuations)} continuations"
+    if not problem and any(
+        not isinstance(one, Likelihood) or type(one.logprob) is not float or type(one.n_tokens) is not int
+        for one in likelihoods
+    ):
+        problem = f"likelihoods {likelihoods!r:.200}; expected a tuple of Likelihood"
+    return Failure("model_error", f"the model returned {problem}") if problem else found
+
+
+def _other(value: Any, name: str, kind: type) -> str:
+    """What is wrong with a field that must be exactly of a type (a bool or a numpy number is not an int)."""
+    return "" if type(value) is kind else f"{name} {value!r:.200}, a {type(value).__name__}; expected {kind.__name__}"

@@ -1,0 +1,93 @@
+"""Opening a picture: by an allow-list of decoders, and never outside its folder. Everything read here is untrusted."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import warnings
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlmamba_eval.rows import shorten
+from vlmamba_eval.types import DataError, ImageRef
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+# Far above any benchmark image, far below what would exhaust memory, also when a strip is padded to a square.
+MAX_PIXELS = 64_000_000
+MAX_SIDE = 10_000
+MAX_IMAGE_BYTES = 64 * 2**20
+
+
+def read_image(ref: ImageRef) -> bytes:
+    """The encoded picture that a reference names. Raises `DataError` if it is missing or can't be read."""
+    if ref.hub is not None:
+        from vlmamba_eval.hub import read_cell
+
+        raw = read_cell(ref.hub)
+        if raw is None:
+            raise DataError(f"{ref.where} holds no image.")
+        return raw
+    if ref.base64:
+        try:
+            return base64.b64decode(ref.base64, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise DataError(
+                f"{ref.where}: expected a base64-encoded image, found {shorten(ref.base64)} ({error})."
+            ) from None
+    return _read_file(ref)
+
+
+def _read_file(ref: ImageRef) -> bytes:
+    path, folder = Path(ref.path), Path(ref.folder)
+    try:
+        resolved = path.resolve(strict=True)
+        if not resolved.is_relative_to(_resolved(folder)):
+            raise DataError(f"{ref.where} is a link that leaves the image folder {folder}; it is not followed.")
+        if resolved.stat().st_size > MAX_IMAGE_BYTES:
+            raise DataError(f"{ref.where}: larger than {MAX_IMAGE_BYTES >> 20} MiB; no benchmark image is.")
+        return resolved.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{ref.where}: the image is missing. Unpack the benchmark's images there.") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+        raise DataError(f"{ref.where}: the image cannot be read ({error}).") from None
+
+
+@lru_cache(maxsize=64)
+def _resolved(folder: Path) -> Path:
+    return folder.resolve()
+
+
+def open_image(ref: ImageRef) -> Image.Image:
+    """Read and decode a picture to RGB.
+
+    Only JPEG, PNG, WEBP, BMP and GIF (its first frame); a truncated file is an error, never a half-grey picture; the
+    decompression-bomb limit stands. Raises `DataError`.
+    """
+    from PIL import Image
+
+    raw = read_image(ref)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(raw), formats=IMAGE_FORMATS) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+                    raise DataError(
+                        f"{ref.where}: {width:,} x {height:,} pixels; at most {MAX_PIXELS:,} are decoded, "
+                        f"and {MAX_SIDE:,} a side."
+                    )
+                return image.convert("RGB")
+    except DataError:
+        raise
+    except Image.UnidentifiedImageError:
+        raise DataError(
+            f"{ref.where}: not an image of a known format ({', '.join(IMAGE_FORMATS)}); "
+            f"it begins with {raw[:16]!r} ({len(raw)} bytes). Fetch it again."
+        ) from None
+    except Exception as error:  # noqa: BLE001 - decoders raise many types on damaged files
+        raise DataError(f"{ref.where}: damaged image ({type(error).__name__}: {error}). Fetch it again.") from None

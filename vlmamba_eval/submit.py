@@ -1,0 +1,81 @@
+"""A finished run opened again, and the file that a benchmark's server wants from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlmamba_eval.dataset import Dataset, load_dataset
+from vlmamba_eval.files import cannot_write
+from vlmamba_eval.registry import get_task
+from vlmamba_eval.score import answer_text
+from vlmamba_eval.store import data_source, read_answers, read_manifest
+from vlmamba_eval.task import Submits
+from vlmamba_eval.types import DataError, StoreError, UsageError
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run with the questions that it answered; `texts` are its answers by sample id, failed ones left out."""
+
+    folder: Path
+    dataset: Dataset
+    texts: dict[str, str]
+
+
+def reopen(folder: Path, data: str | None = None) -> Finished:
+    """Load a run and its benchmark, from `data` or from where the run read it.
+
+    Raises `DataError` if other questions are there, `UsageError` if it is not known where to look.
+    """
+    manifest = read_manifest(folder)
+    task = get_task(manifest.task.name)
+    where = data or data_source(folder)
+    if where is None:
+        raise UsageError(f"{folder} does not say where its data was; give it with --data.")
+    limit = manifest.data.limit
+    dataset = load_dataset(
+        task,
+        where,
+        limit=limit.questions if limit else None,
+        seed=limit.seed if limit else 0,
+        allow_partial=True,
+    )
+    if dataset.identity.sha256 != manifest.data.sha256:
+        raise DataError(f"{where} does not hold the questions that {folder} answered. Give their folder with --data.")
+    answers = read_answers(folder)
+    texts = {
+        sample.id: answer_text(task, sample, generation)
+        for sample in dataset.samples
+        if (answer := answers.get(sample.id)) is not None and (generation := answer.generation) is not None
+    }
+    return Finished(folder, dataset, texts)
+
+
+def submit(folder: Path, data: str | None = None, out: Path | None = None) -> list[Path]:
+    """Write the submission of a complete run into `out` (default: `submission/` in the run folder); the paths written.
+
+    Raises `DataError` for a run that is PARTIAL or lacks answers, or a benchmark without a submission file;
+    `StoreError` if nothing can be written.
+    """
+    run = reopen(folder, data)
+    task = run.dataset.task
+    if not isinstance(task, Submits):
+        raise DataError(f"{task.info.name} has no submission file: it is scored locally.")
+    if "PARTIAL" in run.dataset.identity.marks:
+        raise DataError(
+            f"{folder} is a PARTIAL run; a submission needs every question of {task.info.title}. "
+            "Run again on the whole list, without --limit."
+        )
+    missing = len(run.dataset.samples) - len(run.texts)
+    if missing:
+        raise DataError(
+            f"{folder} lacks {missing:,} of {len(run.dataset.samples):,} answers. "
+            "Run the same evaluation again to complete it."
+        )
+    target = out or folder / "submission"
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        return task.submit(run.dataset.samples, run.texts, target, run.dataset.extra)
+    except OSError as error:
+        raise StoreError(cannot_write(target, error)) from error
