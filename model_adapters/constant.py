@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta
-from PIL import Image
 
 from vlmamba_eval.adapter import AdapterInfo
 from vlmamba_eval.registry import Family
 from vlmamba_eval.types import Generation, ImageQuestions
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @dataclass(frozen=True)

@@ -88,10 +88,10 @@ class TextVqa(SoftAccuracyTask):
         samples: list[Sample] = []
         for row in data.rows(data.find(VAL, what="TextVQA's annotation file"), "data"):
             image, question = row.text("image_id"), row.text("question")
+            picture = data.image(images, f"{image}.jpg", row.where)
             words = asked.get((image, question.capitalize())) if asked else by_image.get(image)
             if words is None and self.ocr != "none":
                 row.fail(f"{llava or rosetta} has no recognised words for picture {image!r} and this question.")
-            picture = data.image(images, f"{image}.jpg", row.where)
             samples.append(_sample(row, image, picture, question, words, row.texts("answers")))
         return Loaded(samples)
 

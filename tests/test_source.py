@@ -86,68 +86,100 @@ def test_nothing_names_this_or_that_machine() -> None:
 
 
 def imported(path: Path) -> Iterator[str]:
-    """The modules that a file imports when it runs, those for type checking left out."""
-
-    def walk(node: ast.AST) -> Iterator[str]:
-        if isinstance(node, ast.If) and name_of(node.test).endswith("TYPE_CHECKING"):
-            return
+    """The modules that a file imports, at once, late, or for type checking alone."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         if isinstance(node, ast.ImportFrom):
-            package = path.relative_to(ROOT).parts[: -node.level] if node.level else ()
-            yield ".".join((*package, *filter(None, [node.module])))
-        for child in ast.iter_child_nodes(node):
-            yield from walk(child)
-
-    return walk(ast.parse(path.read_text(encoding="utf-8")))
-
-
-def rooms() -> list[tuple[str, str]]:
-    """Every (module, imported module) within the three packages; experiments beside recipes use them from outside."""
-    arrows = []
-    for package in PACKAGES:
-        for path in (path for path in (ROOT / package).rglob("*.py") if "recipes" not in path.parts):
-            module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-            arrows += [(module, name) for name in imported(path) if name.split(".")[0] in PACKAGES]
-    return arrows
+            package = ("vlmamba_eval", *path.relative_to(ROOT).parts)[: -node.level] if node.level else ()
+            if node.level and path.is_relative_to(ROOT / "vlmamba_eval"):
+                package = path.relative_to(ROOT).parts[: -node.level]
+            base = ".".join((*package, *filter(None, [node.module])))
+            yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
-def test_tasks_and_adapters_know_only_the_vocabulary() -> None:
-    for module, name in rooms():
-        package = module.split(".")[0]
-        if package != "vlmamba_eval":
-            assert name == "vlmamba_eval.types" or name.split(".")[0] == package, f"{module} imports {name}"
+def module_of(path: Path) -> str:
+    """`tasks/pope.py` is `vlmamba_eval.tasks.pope`: the two folders are installed inside the package."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    inside = parts if parts[0] == "vlmamba_eval" else ("vlmamba_eval", *parts)
+    return ".".join(inside).removesuffix(".__init__")
+
+
+FILES = [path for path in SOURCES if path.relative_to(ROOT).parts[0] in PACKAGES and "recipes" not in path.parts]
+MODULES = {module_of(path): path for path in FILES if not path.is_relative_to(ROOT / "vlmamba_eval" / "tasks")}
+
+
+def arrows() -> set[tuple[str, str]]:
+    """Every (module, imported module) of the project; experiments beside recipes use it from outside."""
+    found = set()
+    for module, path in MODULES.items():
+        for name in imported(path):
+            while name and name not in MODULES:
+                name = name.rpartition(".")[0]
+            if name not in ("", "vlmamba_eval", module):
+                found.add((module, name))
+    return found
+
+
+PLUG_INS = ("vlmamba_eval.tasks.", "vlmamba_eval.model_adapters.", "vlmamba_eval.bridges.")
+
+
+def room(module: str) -> str:
+    """`tasks`, `model_adapters`, `bridges`, or the harness."""
+    return next((plug_in for plug_in in PLUG_INS if f"{module}.".startswith(plug_in)), "harness")
+
+
+def test_the_harness_imports_no_plug_in() -> None:
+    """It asks the registry, which imports them by name at run time."""
+    assert [arrow for arrow in arrows() if room(arrow[0]) == "harness" != room(arrow[1])] == []
+
+
+def test_tasks_and_families_do_not_know_each_other() -> None:
+    known = {"vlmamba_eval.model_adapters.vlmamba.recipes", "vlmamba_eval.model_adapters.vlmamba.train"}
+    for module, name in arrows():
+        pair = {room(module), room(name)} - {"harness"}
+        if len(pair) == 2 and not any(module.startswith(prefix) for prefix in known):
+            assert room(module) == "vlmamba_eval.bridges.", f"{module} imports {name}"
+
+
+def test_there_is_no_circle() -> None:
+    """Not among the harness's modules, nor between it and its plug-ins, imports for type checking included."""
+    following: dict[str, set[str]] = {}
+    for module, name in arrows():
+        following.setdefault(module, set()).add(name)
+    done: set[str] = set()
+
+    def walk(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, f"a circle: {' -> '.join([*path[path.index(module) :], module])}"
+        if module not in done:
+            for name in sorted(following.get(module, ())):
+                walk(name, (*path, module))
+            done.add(module)
+
+    for module in sorted(MODULES):
+        walk(module, ())
 
 
 def test_nothing_imports_the_command_line() -> None:
-    assert {module for module, name in rooms() if name == "vlmamba_eval.cli"} == {"vlmamba_eval.__main__"}
+    assert {module for module, name in arrows() if name == "vlmamba_eval.cli"} == {"vlmamba_eval.__main__"}
 
 
-def test_the_harness_knows_no_benchmark_and_no_model_by_name() -> None:
-    """It asks the registries; only the command line names what is not a task or an adapter (assemble, bench)."""
-    allowed = {
-        "tasks",
-        "vlmamba_eval.tasks.base",
-        "vlmamba_eval.tasks.registry",
-        "vlmamba_eval.model_adapters.base",
-        "vlmamba_eval.model_adapters.registry",
-    }
-    for module, name in rooms():
-        if module.startswith("vlmamba_eval.") and module != "vlmamba_eval.cli":
-            assert name.startswith("vlmamba_eval") or name in allowed, f"{module} imports {name}"
+LIGHT = (
+    *("adapter", "baselines", "cli", "dataset", "files", "folder", "hub", "images", "journal"),
+    *("manifest", "nearest", "plan", "prepare", "registry", "rows", "store", "task", "types"),
+)
 
 
-HARNESS = ("types", "data", "dataset", "plan", "store", "prepare", "finished", "imported", "baselines", "cli")
-
-
-def test_the_vocabulary_stands_alone_and_light_modules_stay_light() -> None:
+def test_light_modules_stay_light() -> None:
     code = (
-        f"import sys, tasks.registry, model_adapters.registry\n"
-        f"for name in {HARNESS!r}: __import__(f'vlmamba_eval.{{name}}')\n"
-        "vlmamba_eval.registry.all_tasks()\n"
+        f"import sys\nfor name in {LIGHT!r}: __import__(f'vlmamba_eval.{{name}}')\n"
+        "from vlmamba_eval.registry import registry\nregistry()\n"
         "heavy = {'torch', 'transformers', 'pandas', 'datasets', 'numpy', 'scipy', 'rich'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert not [name for module, name in rooms() if module == "vlmamba_eval.types"]
+
+
+def test_the_vocabulary_stands_alone() -> None:
+    assert not [name for module, name in arrows() if module == "vlmamba_eval.types"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
 import zlib
@@ -20,6 +21,7 @@ from vlmamba_eval.types import (
     ImageQuestions,
     ImageRef,
     Likelihood,
+    Loaded,
     Metric,
     OutOfMemory,
     Question,
@@ -46,9 +48,9 @@ class ToyTask(Task):
             folders=(name,),
         )
 
-    def load(self, data: Folder) -> list[Sample]:
+    def load(self, data: Folder) -> Loaded:
         path = data.find("toy.jsonl", what="toy questions")
-        return [
+        samples = [
             Sample(
                 id=row.identifier("id"),
                 image=data.image(path.parent / "images", row.text("image"), row.where),
@@ -59,6 +61,7 @@ class ToyTask(Task):
             )
             for row in data.jsonl(path)
         ]
+        return Loaded(samples)
 
     def prompt(self, sample: Sample) -> str:
         return f"{sample.question}\nAnswer briefly."
@@ -146,4 +149,4 @@ def png_with(name: bytes, body: bytes) -> bytes:
 
 def reference(key: str, content: bytes = b"") -> ImageRef:
     """A picture that lies in memory."""
-    return ImageRef(key, key, lambda: content or picture())
+    return ImageRef(key, key, base64=base64.b64encode(content or picture()).decode())

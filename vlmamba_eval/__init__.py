@@ -1,8 +1,8 @@
 """vlmamba-eval: measures vision-language models with a Mamba language model on the LLaVA benchmark suite.
 
-    import vlmamba_eval
-    frame = vlmamba_eval.load_runs("results")          # every score of every run, one row per metric
-    verdicts = vlmamba_eval.load_verdicts("results/runs/MODEL/TASK/KEY")   # one row per question
+import vlmamba_eval
+frame = vlmamba_eval.load_runs("results")          # every score of every run, one row per metric
+verdicts = vlmamba_eval.load_verdicts("results/runs/MODEL/TASK/KEY")   # one row per question
 """
 
 from __future__ import annotations

@@ -39,6 +39,8 @@ def read_image(ref: ImageRef) -> bytes:
             raise DataError(
                 f"{ref.where}: expected a base64-encoded image, found {shorten(ref.base64)} ({error})."
             ) from None
+    if not ref.path:
+        raise DataError(f"{ref.where} holds no image.")
     return _read_file(ref)
 
 

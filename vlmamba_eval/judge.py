@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from vlmamba_eval.score import score, verdict_rows
 from vlmamba_eval.store import DONE, Run, read_manifest
 from vlmamba_eval.submit import reopen
 from vlmamba_eval.task import Judged, Message
-from vlmamba_eval.types import EvalError, Scores, UsageError, Verdict
+from vlmamba_eval.types import EvalError, Sample, Scores, UsageError, Verdict
 
 JUDGEMENTS = "judgements.jsonl"
 TRIES = 5  # as in the authors' script of MM-Vet; each at a higher temperature
@@ -39,28 +39,43 @@ def judge(
     task = run.dataset.task
     if not isinstance(task, Judged):
         raise UsageError(f"{task.info.name} needs no judge: it is scored by rules.")
-    todo = [sample for sample in run.dataset.samples if sample.id in run.texts]
-    conversations = {sample.id: task.judge_messages(sample, run.texts[sample.id]) for sample in todo}
     with Run(folder, read_manifest(folder)) as opened:
-        path = folder / JUDGEMENTS
-        with Journal(path) as kept:
-            known = {record["key"]: record for _, record in journal.read(path, "judgement")}
-            ask = _asker(url, model, task.read_judgement)
-            verdicts: dict[str, Verdict] = {}
-            for done, sample in enumerate(todo, 1):
-                messages = conversations[sample.id]
-                key = hashlib.sha256(json.dumps([model, messages]).encode()).hexdigest()
-                if key not in known:
-                    reply, credit = ask(messages)
-                    known[key] = {"key": key, "id": sample.id, "judge": model, "reply": reply, "score": credit}
-                    kept.append([known[key]])
-                credit = known[key]["score"]
-                verdicts[sample.id] = Verdict(known[key]["reply"], credit or 0.0, credit is not None)
-                judged(done, len(todo))
+        verdicts = judgements(task, run.dataset.samples, run.texts, folder / JUDGEMENTS, url, model, judged)
         scores, graded = score(run.dataset, opened.manifest, opened.answers, judge=model, verdicts=verdicts)
         complete = (folder / DONE).exists() and not scores.n_missing
         opened.finish(scores, verdict_rows(run.dataset, opened.answers, graded), complete=complete)
     return scores
+
+
+def judgements(
+    task: Judged,
+    samples: Sequence[Sample],
+    answers: Mapping[str, str],
+    kept: Path,
+    url: str,
+    model: str,
+    judged: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Verdict]:
+    """The verdict on each answered sample, by its id; `kept` is the journal of what was judged before."""
+    todo = [sample for sample in samples if sample.id in answers]
+    conversations = [task.judge_messages(sample, answers[sample.id]) for sample in todo]
+    ask = _asker(url, model, task.read_judgement)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    verdicts: dict[str, Verdict] = {}
+    with Journal(kept) as opened:
+        known = {
+            record["key"]: (str(record["reply"]), record["score"]) for _, record in journal.read(kept, "judgement")
+        }
+        for done, (sample, messages) in enumerate(zip(todo, conversations, strict=True), 1):
+            key = hashlib.sha256(json.dumps([model, messages]).encode()).hexdigest()
+            if key not in known:
+                known[key] = ask(messages)
+                reply, credit = known[key]
+                opened.append([{"key": key, "id": sample.id, "judge": model, "reply": reply, "score": credit}])
+            reply, credit = known[key]
+            verdicts[sample.id] = Verdict(reply, credit or 0.0, credit is not None)
+            judged(done, len(todo))
+    return verdicts
 
 
 def _asker(

@@ -115,10 +115,11 @@ def question(dataset: Dataset, sample: Sample, scoring: Scoring) -> Question:
     task = dataset.task
     if scoring == "generate":
         return Question(task.prompt(sample), task.info.max_new_tokens)
-    if not isinstance(task, Ranks):
+    continuations = task.continuations(sample) if isinstance(task, Ranks) else ()
+    if not continuations:
         raise UsageError(f"{task.info.name} has no choices to rank; leave it out of --scoring likelihood.")
     text = task.likelihood_prompt(sample) if isinstance(task, RanksItsOwnWay) else task.prompt(sample)
-    return Question(text, task.info.max_new_tokens, task.continuations(sample))
+    return Question(text, task.info.max_new_tokens, continuations)
 
 
 def _host() -> dict[str, str]:

@@ -97,11 +97,11 @@ def answer_text(task: Task, sample: Sample, generation: Generation) -> str:
 
 
 def verdict_rows(dataset: Dataset, answers: Mapping[str, Answer], graded: Sequence[Graded]) -> Iterator[dict[str, Any]]:
-    """What `verdicts.jsonl` holds: one row per question, in the order of the list.
+    """What `verdicts.jsonl` holds: one row per question, in the order of ids.
 
     `credit`, `parsed` and `valid` are null if nothing was graded; `error` says why an answer failed.
     """
-    for item in graded:
+    for item in sorted(graded, key=lambda item: item.sample.id):
         sample, verdict, answer = item.sample, item.verdict, answers.get(item.sample.id)
         generation = answer.generation if answer else None
         yield {

@@ -10,15 +10,14 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from vlmamba_eval.sums import Floats, Totals, tabulate
+from vlmamba_eval.sums import Floats
+from vlmamba_eval.table import Totals, tabulate
+from vlmamba_eval.task import Task
 from vlmamba_eval.types import Graded, Metric, Score
-
-if TYPE_CHECKING:
-    from vlmamba_eval.task import Task
 
 REPLICATES = 2000
 LEVEL = 0.95

@@ -1,4 +1,4 @@
-"""What the benchmarks' tests share: golden cases, the scores of a set of answers, and real files where they are."""
+"""What the benchmarks' tests share: golden cases, the scores of a set of answers, and real files if they are there."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
-from vlmamba_eval.dataset import Dataset, grade
+from vlmamba_eval.dataset import Dataset
 from vlmamba_eval.hub import Hub
+from vlmamba_eval.manifest import DataIdentity
 from vlmamba_eval.rows import Row
+from vlmamba_eval.score import grade
 from vlmamba_eval.stats import summarise
 from vlmamba_eval.task import Task
-from vlmamba_eval.types import Answer, Generation, ImageRef, Sample
+from vlmamba_eval.types import Answer, Generation, ImageRef, Loaded, Sample
 
 HERE = Path(__file__).parent
 
@@ -34,12 +36,16 @@ def golden() -> Callable[[str], list[dict[str, Any]]]:
 
 @pytest.fixture(scope="session")
 def score() -> Callable[..., dict[tuple[str, str], float]]:
-    """Score answer texts by sample id: (metric, "all" or its category or split) -> value, NaN where undefined."""
+    """Score answer texts by sample id: (metric, "all" or its category or split) -> value, NaN if undefined."""
 
-    def run(task: Task, samples: Sequence[Sample], texts: Mapping[str, str]) -> dict[tuple[str, str], float]:
+    def run(
+        task: Task, samples: Sequence[Sample] | Loaded, texts: Mapping[str, str], extra: Any = None
+    ) -> dict[tuple[str, str], float]:
         answers = {key: Answer(key, Generation(text, "", 0, "eos")) for key, text in texts.items()}
         values: dict[tuple[str, str], float] = {}
-        for row in summarise(task, grade(Dataset(task, list(samples)), answers), replicates=2):
+        loaded = samples if isinstance(samples, Loaded) else Loaded(list(samples), extra)
+        dataset = Dataset(task, loaded.samples, DataIdentity(len(loaded.samples), ""), extra=loaded.extra)
+        for row in summarise(task, grade(dataset, answers), loaded.extra, replicates=2):
             group = row.category if row.category != "all" else "all" if row.split == task.info.split else row.split
             values[row.metric, group] = math.nan if row.value is None else row.value
         return values
@@ -72,7 +78,7 @@ class TableHub(Hub):
     def rows(self, dataset: str, split: str, *, config: str | None = None, image: str | None = None) -> Iterator[Row]:
         for i, values in enumerate(self.tables[dataset, config, split]):
             where = f"{dataset} ({split}) row {i}"
-            held = {image: ImageRef(f"{dataset}/{config}/{split}/{i}", where, lambda: b"")} if image else {}
+            held = {image: ImageRef(f"{dataset}/{config}/{split}/{i}", where)} if image else {}
             yield Row({**values, **held}, where)
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from vlmamba_eval.dataset import load_dataset, read_answer_file
-from vlmamba_eval.folder import Folder
+from vlmamba_eval.answer_files import read_answer_file
+from vlmamba_eval.dataset import load_dataset, read_folder, read_hub
+from vlmamba_eval.images import read_image
 from vlmamba_eval.tasks.gqa import TASKS
-from vlmamba_eval.types import DataError, Sample
+from vlmamba_eval.types import DataError, Loaded
 
 Score = Callable[..., dict[tuple[str, str], float]]
 Put = Callable[..., Path]
@@ -38,10 +39,10 @@ def entry(answer: str = "yes", group: str | None = None, structural: str = "veri
 
 
 @pytest.fixture
-def load(put: Put, tmp_path: Path) -> Callable[[dict[str, Any]], list[Sample]]:
-    def run(table: dict[str, Any]) -> list[Sample]:
+def load(put: Put, tmp_path: Path) -> Callable[[dict[str, Any]], Loaded]:
+    def run(table: dict[str, Any]) -> Loaded:
         put(FILE, table)
-        return GQA.load(Folder(tmp_path, GQA.info.folders)).samples
+        return read_folder(GQA, tmp_path)
 
     return run
 
@@ -50,18 +51,18 @@ def load(put: Put, tmp_path: Path) -> Callable[[dict[str, Any]], list[Sample]]:
 
 
 def test_every_golden_answer_is_converted_and_scored_officially(
-    golden: Callable[[str], Any], load: Callable[[Any], list[Sample]]
+    golden: Callable[[str], Any], load: Callable[[Any], Loaded]
 ) -> None:
     cases = [case for case in golden("gqa") if case["kind"] == "case"]
     assert len(cases) == 617
     samples = load({str(i): entry(case["gold"]) for i, case in enumerate(cases)})
-    for sample, case in zip(samples, cases, strict=True):
+    for sample, case in zip(samples.samples, cases, strict=True):
         verdict = GQA.grade(sample, case["text"])
         assert (verdict.parsed, verdict.credit) == (case["prediction"], case["correct"]), case
 
 
 def test_every_golden_file_has_the_official_metrics(
-    golden: Callable[[str], Any], load: Callable[[Any], list[Sample]], score: Score
+    golden: Callable[[str], Any], load: Callable[[Any], Loaded], score: Score
 ) -> None:
     files = [case for case in golden("gqa") if case["kind"] == "file"]
     assert len(files) == 3
@@ -74,13 +75,13 @@ def test_every_golden_file_has_the_official_metrics(
         for theirs, ours in kinds:
             for name, numbers in case["metrics"][f"accuracyPer{theirs}"].items():
                 expected["accuracy", f"{ours}/{name}"] = numbers["percent"]
-                assert sum(f"{ours}/{name}" in s.groups for s in samples) == numbers["n"]
+                assert sum(f"{ours}/{name}" in s.groups for s in samples.samples) == numbers["n"]
         expected["distribution", "all"] = case["metrics"]["distribution"]
         assert values == pytest.approx(expected, abs=1e-8), case["name"]
 
 
 def test_predictions_outside_a_groups_gold_answers_play_no_part_in_its_distribution(
-    load: Callable[[Any], list[Sample]], score: Score
+    load: Callable[[Any], Loaded], score: Score
 ) -> None:
     table = {"1": entry("red", "color"), "2": entry("red", "color"), "3": entry("blue", "color"), "4": entry("car")}
     samples = load(table)
@@ -89,43 +90,44 @@ def test_predictions_outside_a_groups_gold_answers_play_no_part_in_its_distribut
     assert values["distribution", "all"] == pytest.approx((1 / 2 + 1 / 1) / 100)
 
 
-def test_degenerate_models_have_closed_form_scores(load: Callable[[Any], list[Sample]], score: Score) -> None:
+def test_degenerate_models_have_closed_form_scores(load: Callable[[Any], Loaded], score: Score) -> None:
     answers = ["yes", "no", "yes", "red"]
     samples = load({str(i): entry(a, "g", "query" if a == "red" else "verify") for i, a in enumerate(answers)})
-    gold = score(GQA, samples, {s.id: f"{str(s.target).upper()}." for s in samples})
+    gold = score(GQA, samples, {s.id: f"{str(s.target).upper()}." for s in samples.samples})
     assert gold["accuracy", "all"] == gold["accuracy", "open"] == gold["accuracy", "binary"] == 100
     assert gold["distribution", "all"] == 0
-    always_yes = score(GQA, samples, {s.id: "Yes" for s in samples})
+    always_yes = score(GQA, samples, {s.id: "Yes" for s in samples.samples})
     assert always_yes["accuracy", "all"] == 50
     assert always_yes["accuracy", "binary"] == pytest.approx(200 / 3)
     assert always_yes["accuracy", "structural/query"] == 0
     # yes: expected 2, observed 4; no: 1, 0; red: 1, 0
     assert always_yes["distribution", "all"] == pytest.approx((4 / 2 + 1 + 1) / 100)
-    empty = score(GQA, samples, {s.id: "" for s in samples})
+    empty = score(GQA, samples, {s.id: "" for s in samples.samples})
     missing = score(GQA, samples, {})
     assert empty == missing
     assert empty["accuracy", "all"] == 0
     assert empty["distribution", "all"] == pytest.approx((2 + 1 + 1) / 100)
 
 
-def test_the_order_of_rows_changes_nothing(load: Callable[[Any], list[Sample]], score: Score) -> None:
+def test_the_order_of_rows_changes_nothing(load: Callable[[Any], Loaded], score: Score) -> None:
     rng = random.Random(1)
     colours = ["red", "green", "blue"]
     samples = load({str(i): entry(rng.choice(colours), rng.choice(["a", "b", None])) for i in range(60)})
-    texts = {s.id: rng.choice(colours) for s in samples}
-    assert score(GQA, rng.sample(samples, 60), texts) == score(GQA, samples, texts)
+    texts = {s.id: rng.choice(colours) for s in samples.samples}
+    assert score(GQA, rng.sample(samples.samples, 60), texts, samples.extra) == score(GQA, samples, texts)
 
 
-def test_only_an_empty_answer_is_invalid(load: Callable[[Any], list[Sample]]) -> None:
-    (sample,) = load({"1": entry()})
+def test_only_an_empty_answer_is_invalid(load: Callable[[Any], Loaded]) -> None:
+    (sample,) = load({"1": entry()}).samples
     assert [GQA.grade(sample, text).valid for text in ("maybe", "", ".", " ")] == [True, False, False, False]
 
 
 # -- loading -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_official_file_loads(load: Callable[[Any], list[Sample]]) -> None:
-    first, second = load({"201": entry(), "202": entry("red", "color", "query"), "203": entry(isBalanced=False)})
+def test_the_official_file_loads(load: Callable[[Any], Loaded]) -> None:
+    table = {"201": entry(), "202": entry("red", "color", "query"), "203": entry(isBalanced=False)}
+    first, second = load(table).samples
     assert (first.id, first.answer_key, first.target) == ("201", "201", "yes")
     assert first.groups == ("binary", "structural/verify", "semantic/attr", "steps/1", "words/4")
     assert second.groups[0] == "open"
@@ -140,7 +142,7 @@ def test_the_official_file_loads(load: Callable[[Any], list[Sample]]) -> None:
 def test_the_bundled_samples_load(samples_folder: Path) -> None:
     samples = load_dataset(GQA, "samples").samples
     assert len({s.groups[1] for s in samples}) > 3
-    assert all(s.image and s.image.read()[:2] == b"\xff\xd8" for s in samples)
+    assert all(s.image and read_image(s.image)[:2] == b"\xff\xd8" for s in samples)
 
 
 def test_the_hubs_images_are_joined_by_id(hub: Callable[..., Any]) -> None:
@@ -149,12 +151,12 @@ def test_the_hubs_images_are_joined_by_id(hub: Callable[..., Any]) -> None:
         ("lmms-lab-encoder/GQA", "testdev_balanced_instructions", "testdev"): rows,
         ("lmms-lab-encoder/GQA", "testdev_balanced_images", "testdev"): [{"id": "n0"}, {"id": "n1"}],
     }
-    samples = GQA.load_hub(hub(tables)).samples
+    samples = read_hub(GQA, hub(tables)).samples
     assert [s.id for s in samples] == ["201", "202"]
     assert {s.image.key for s in samples if s.image} == {"lmms-lab-encoder/GQA/testdev_balanced_images/testdev/1"}
     rows[1]["imageId"] = "n7"
     with pytest.raises(DataError, match=r"row 1: picture 'n7' is not among the 2 of testdev_balanced_images"):
-        GQA.load_hub(hub(tables)).samples
+        read_hub(GQA, hub(tables))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +174,7 @@ def test_the_hubs_images_are_joined_by_id(hub: Callable[..., Any]) -> None:
     ],
 )
 def test_a_bad_question_file_is_an_error_that_names_its_entry(
-    load: Callable[[Any], list[Sample]], content: Any, message: str
+    load: Callable[[Any], Loaded], content: Any, message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
         load(content)
@@ -180,12 +182,12 @@ def test_a_bad_question_file_is_an_error_that_names_its_entry(
 
 def test_without_any_file_the_error_says_where_it_looked(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="GQA's question file not found"):
-        GQA.load(Folder(tmp_path, GQA.info.folders)).samples
+        read_folder(GQA, tmp_path)
 
 
-def test_the_predictions_file_holds_every_question(load: Callable[[Any], list[Sample]], tmp_path: Path) -> None:
-    samples = load({"201": entry(), "202": entry("red")})
-    (path,) = GQA.submit(samples, {"201": "Yes.", "202": ""}, tmp_path)
+def test_the_predictions_file_holds_every_question(load: Callable[[Any], Loaded], tmp_path: Path) -> None:
+    samples = load({"201": entry(), "202": entry("red")}).samples
+    (path,) = GQA.submit(samples, {"201": "Yes.", "202": ""}, tmp_path, {})
     assert path.name == "testdev_balanced_predictions.json"
     expected = [{"questionId": "201", "prediction": "yes"}, {"questionId": "202", "prediction": ""}]
     assert json.loads(path.read_text()) == expected

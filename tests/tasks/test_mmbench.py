@@ -13,11 +13,13 @@ from typing import Any
 import openpyxl
 import pytest
 
-from vlmamba_eval.dataset import Dataset, read_answer_file
-from vlmamba_eval.folder import Folder
+from vlmamba_eval.answer_files import read_answer_file
+from vlmamba_eval.dataset import Dataset, read_folder, read_hub
 from vlmamba_eval.hub import Hub
+from vlmamba_eval.images import read_image
+from vlmamba_eval.manifest import DataIdentity
 from vlmamba_eval.task import LETTER_ANSWER
-from vlmamba_eval.tasks.mmbench import JULY, SUBMISSION, TASKS
+from vlmamba_eval.tasks.mmbench import SUBMISSION, TASKS
 from vlmamba_eval.tasks.options import read_choice, read_choice_vlmevalkit
 from vlmamba_eval.types import DataError, Sample
 
@@ -53,7 +55,7 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = COLUMNS) -
 def load(root: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = COLUMNS) -> list[Sample]:
     (root / "mmbench").mkdir(exist_ok=True)
     (root / "mmbench/mmbench_dev_20230712.tsv").write_text(table(rows, columns), encoding="utf-8")
-    return MMBENCH.load(Folder(root, JULY.folders)).samples
+    return read_folder(MMBENCH, root).samples
 
 
 # =============================================================================
@@ -180,7 +182,7 @@ def test_abilities_are_reported_by_circles(tmp_path: Path, score: Callable[..., 
 
 
 def test_the_order_of_rows_changes_nothing(samples_folder: Path, score: Callable[..., Scores]) -> None:
-    samples = MMBENCH.load(Folder(samples_folder, JULY.folders)).samples
+    samples = read_folder(MMBENCH, samples_folder).samples
     texts = {s.id: random.Random(s.id).choice([str(s.target)] * 9 + ["A"]) for s in samples}
     before = score(MMBENCH, samples, texts)
     random.Random(1).shuffle(samples)
@@ -217,7 +219,7 @@ def test_passes_share_one_picture_in_memory(tmp_path: Path) -> None:
     first, *others = load(tmp_path, circle(1))
     assert all(s.image is first.image for s in others)
     assert first.image is not None
-    assert first.image.read().startswith(b"1.")
+    assert read_image(first.image).startswith(b"1.")
 
 
 def test_vlmevalkits_references_to_another_rows_picture_are_followed(tmp_path: Path) -> None:
@@ -233,21 +235,21 @@ def test_the_hubs_rows_load_as_the_october_list(hub: Callable[..., Hub]) -> None
     for r in circle(3):
         del r["image"], r["l2-category"]
         rows.append({**r, "D": "nan", "hint": "nan", "L2-category": "perception"})
-    samples = OCTOBER.load_hub(hub({("lmms-lab-encoder/MMBench", "en", "dev"): rows})).samples
+    samples = read_hub(OCTOBER, hub({("lmms-lab-encoder/MMBench", "en", "dev"): rows})).samples
     assert [s.id for s in samples] == ["3", "1000003", "2000003"]
     assert {s.choices[0] for s in samples} == {"red", "green", "blue"}
     assert len({s.image.key for s in samples if s.image}) == 1
     assert samples[0].groups == ("pass 0", "l2/perception", "category/ocr")
     assert OCTOBER.prompt(samples[0]) == f"Which?\nA. red\nB. blue\nC. green\n{LETTER_ANSWER}"
     with pytest.raises(DataError, match="the hub holds no copy of this list"):
-        MMBENCH.load_hub(hub({})).samples
+        read_hub(MMBENCH, hub({}))
 
 
 def test_the_bundled_samples_load_with_all_their_passes(samples_folder: Path) -> None:
-    samples = MMBENCH.load(Folder(samples_folder, JULY.folders)).samples
+    samples = read_folder(MMBENCH, samples_folder).samples
     passes = [len([s for s in samples if s.fields["base"] == base]) for base in {s.fields["base"] for s in samples}]
     assert set(passes) >= {3, 4}
-    assert all(s.image and s.image.read().startswith(b"\xff\xd8") for s in samples)
+    assert all(s.image and read_image(s.image).startswith(b"\xff\xd8") for s in samples)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +272,7 @@ def test_a_bad_row_is_refused_with_its_line(tmp_path: Path, changes: dict[str, A
 
 def test_bad_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"MMBench's tab-separated file not found"):
-        MMBENCH.load(Folder(tmp_path, JULY.folders)).samples
+        read_folder(MMBENCH, tmp_path)
     with pytest.raises(DataError, match="columns B, image are missing"):
         load(tmp_path, [row(1)], ("index", "question", "A"))
     with pytest.raises(DataError, match=r"index 1 occurs twice; the first is at .*tsv:2"):
@@ -280,10 +282,10 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "mmbench/mmbench_dev_20230712.tsv"
     path.write_bytes(table([row(1)]).encode().replace(b"Which?", b"Wh\xefch?"))
     with pytest.raises(DataError, match=r"tsv:2: not UTF-8"):
-        MMBENCH.load(Folder(tmp_path, JULY.folders)).samples
+        read_folder(MMBENCH, tmp_path)
     path.write_text(table([row(1)]) + "2\tWhich?\n")
     with pytest.raises(DataError, match=r"tsv:3: expected 12 cells, found 2"):
-        MMBENCH.load(Folder(tmp_path, JULY.folders)).samples
+        read_folder(MMBENCH, tmp_path)
 
 
 def test_llavas_answer_file_joins_by_index(
@@ -305,7 +307,9 @@ def test_llavas_answer_file_joins_by_index(
         }
         for s in reversed(samples)
     ]
-    answers = read_answer_file(Dataset(MMBENCH, samples), put("llava-v1.5-13b.jsonl", rows))
+    answers = read_answer_file(
+        Dataset(MMBENCH, samples, DataIdentity(len(samples), "")), put("llava-v1.5-13b.jsonl", rows)
+    )
     texts = {key: answer.generation.text for key, answer in answers.items() if answer.generation}
     assert score(MMBENCH, samples, texts)["circular_accuracy_exact", "all"] == 100.0
 
@@ -318,7 +322,7 @@ def test_llavas_answer_file_joins_by_index(
 def test_the_sheet_has_the_servers_columns_and_the_texts_as_they_are(tmp_path: Path) -> None:
     samples = load(tmp_path, [row(1, "=1+1 None"), row(2), row(3), row(4)])
     texts = {"1": "=SUM(A1)", "2": "nan", "3": "http://example.org", "4": "bell \x07 and \ud800_x0041_\r\nline"}
-    (path,) = MMBENCH.submit(samples, texts, tmp_path)
+    (path,) = MMBENCH.submit(samples, texts, tmp_path, None)
     sheet = openpyxl.load_workbook(path).worksheets[0]
     header, *rows = sheet.iter_rows(values_only=True)
     assert header == SUBMISSION == ("index", "question", "A", "B", "C", "D", "prediction", "answer", "split")

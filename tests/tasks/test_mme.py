@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from vlmamba_eval.dataset import load_dataset, read_answer_file
-from vlmamba_eval.folder import Folder
+from vlmamba_eval.answer_files import read_answer_file
+from vlmamba_eval.dataset import load_dataset, read_folder, read_hub
+from vlmamba_eval.images import read_image
 from vlmamba_eval.tasks.mme import CATEGORIES, COGNITION, OWN_FOLDER, PERCEPTION, TASKS
 from vlmamba_eval.types import DataError, ImageRef, Sample
 
@@ -38,7 +39,7 @@ def release(put: Put, tmp_path: Path) -> Path:
 
 
 def load(root: Path) -> list[Sample]:
-    return MME.load(Folder(root, MME.info.folders)).samples
+    return read_folder(MME, root).samples
 
 
 # -- scoring -----------------------------------------------------------------------------------------------------------
@@ -61,7 +62,7 @@ def test_every_golden_folder_has_the_official_scores(golden: Callable[[str], Any
         samples, texts = [], {}
         for category, lines in case["files"].items():
             for i, (image, question, gold, answer) in enumerate(lines):
-                picture = ImageRef(f"{category}/{image}", "", lambda: b"")
+                picture = ImageRef(f"{category}/{image}", "")
                 groups = (category, "perception" if category in PERCEPTION else "cognition")
                 key = f"{category}/{i}"
                 samples.append(Sample(key, picture, question, gold, groups=groups, external_id=picture.key))
@@ -164,7 +165,7 @@ def test_llavas_question_file_alone_gives_the_same_questions_without_labels(rele
     assert all(s.target is None for s in unlabelled)
     assert [(s.id, s.external_id, s.groups) for s in unlabelled] == [(s.id, s.external_id, s.groups) for s in samples]
     with pytest.raises(DataError, match="no gold answer"):
-        MME.submit(unlabelled, {}, release)
+        MME.submit(unlabelled, {}, release, None)
     put("llava/MME/llava_mme.jsonl", [{**rows[0], "image": "elsewhere/1.jpg"}])
     with pytest.raises(DataError, match=r"llava_mme.jsonl:1: field 'image' should begin with its category's folder"):
         load(release / "llava")
@@ -187,20 +188,20 @@ def test_the_hubs_rows_get_llavas_names(hub: Callable[..., Any]) -> None:
         }
         for q, a in (("Old", "Yes"), ("New", "No"))
     ]
-    samples = MME.load_hub(hub({("lmms-lab-encoder/MME", None, "test"): rows})).samples
+    samples = read_hub(MME, hub({("lmms-lab-encoder/MME", None, "test"): rows})).samples
     assert [(s.id, s.external_id, s.target) for s in samples] == [
         ("artwork/1.jpg/Old?", "artwork/images/1.jpg", "Yes"),
         ("artwork/1.jpg/New?", "artwork/images/1.jpg", "No"),
     ]
     assert len({s.image.key for s in samples if s.image}) == 1
     with pytest.raises(DataError, match="row 0: field 'question_id' should be category/picture"):
-        MME.load_hub(hub({("lmms-lab-encoder/MME", None, "test"): [{**rows[0], "question_id": "zoo/1.jpg"}]})).samples
+        read_hub(MME, hub({("lmms-lab-encoder/MME", None, "test"): [{**rows[0], "question_id": "zoo/1.jpg"}]}))
 
 
 def test_the_bundled_samples_load() -> None:
     samples = load_dataset(MME, "samples").samples
     assert {s.groups[0] for s in samples} == set(CATEGORIES)
-    assert all(s.image and s.image.read()[:4] in (b"\xff\xd8\xff\xe0", b"\x89PNG") for s in samples)
+    assert all(s.image and read_image(s.image)[:4] in (b"\xff\xd8\xff\xe0", b"\x89PNG") for s in samples)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +237,7 @@ def test_the_official_result_files_read_back(release: Path, tmp_path: Path) -> N
     folder.mkdir()
     texts = {s.id: str(s.target) for s in samples}
     texts[samples[1].id] = "no\tor\nyes"
-    paths = MME.submit(random.Random(1).sample(samples, len(samples)), texts, folder)
+    paths = MME.submit(random.Random(1).sample(samples, len(samples)), texts, folder, None)
     assert sorted(path.stem for path in paths) == sorted(CATEGORIES)
     lines = (folder / "existence.txt").read_text().splitlines()
     assert len(lines) == 4

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
-from vlmamba_eval.dataset import Dataset, read_answer_file
-from vlmamba_eval.folder import Folder
+from vlmamba_eval.answer_files import read_answer_file
+from vlmamba_eval.dataset import Dataset, read_folder
+from vlmamba_eval.images import read_image
+from vlmamba_eval.judge import judgements
+from vlmamba_eval.manifest import DataIdentity
 from vlmamba_eval.stats import summarise
 from vlmamba_eval.tasks.mmvet import TASKS
-from vlmamba_eval.tasks.mmvet_judge import judge
-from vlmamba_eval.types import DataError, EvalError, Graded, Sample, UsageError, Verdict
+from vlmamba_eval.types import DataError, EvalError, Graded, Sample, StoreError, UsageError, Verdict
 
 (MMVET,) = TASKS
 Put = Callable[[str, Any], Path]
@@ -29,7 +31,7 @@ def entry(**changes: Any) -> dict[str, Any]:
 
 def load(put: Put, entries: Any) -> list[Sample]:
     path = put("mm-vet/mm-vet.json", entries)
-    return MMVET.load(Folder(path.parents[1], MMVET.info.folders)).samples
+    return read_folder(MMVET, path.parents[1]).samples
 
 
 class Judge(ThreadingHTTPServer):
@@ -95,7 +97,7 @@ def test_the_prompt_is_the_question_alone_and_no_label_is_scored_here(put: Put) 
 def test_llavas_question_file_alone_gives_the_same_prompts(put: Put) -> None:
     row = {"question_id": 0, "image": "v1_0.png", "text": "What is x?", "category": "default"}
     path = put("mm-vet/llava-mm-vet.jsonl", [row])
-    (s,) = MMVET.load(Folder(path.parents[1], MMVET.info.folders)).samples
+    (s,) = read_folder(MMVET, path.parents[1]).samples
     (official,) = load(put, {"v1_0": entry()})
     assert (s.id, s.answer_key, MMVET.prompt(s)) == (official.id, official.answer_key, MMVET.prompt(official))
     assert s.image is not None
@@ -104,8 +106,8 @@ def test_llavas_question_file_alone_gives_the_same_prompts(put: Put) -> None:
 
 
 def test_the_bundled_samples_load_and_their_pictures_open(samples_folder: Path) -> None:
-    samples = MMVET.load(Folder(samples_folder, MMVET.info.folders)).samples
-    assert all(s.image and s.image.read().startswith(b"\x89PNG") for s in samples)
+    samples = read_folder(MMVET, samples_folder).samples
+    assert all(s.image and read_image(s.image).startswith(b"\x89PNG") for s in samples)
     assert any("<AND>" in s.fields["gold"] for s in samples)
 
 
@@ -131,20 +133,26 @@ def test_bad_files_are_refused(put: Put, entries: Any, message: str) -> None:
 
 def test_the_submission_is_the_authors_json(put: Put, tmp_path: Path) -> None:
     samples = load(put, {"v1_0": entry(), "v1_1": entry()})
-    (path,) = MMVET.submit(samples, {"v1_1": 'two "lines"\nñ', "v1_0": "x = 3\ud800"}, tmp_path)
+    (path,) = MMVET.submit(samples, {"v1_1": 'two "lines"\nñ', "v1_0": "x = 3\ud800"}, tmp_path, None)
     assert json.loads(path.read_text(encoding="utf-8")) == {"v1_0": "x = 3\ud800", "v1_1": 'two "lines"\nñ'}
 
 
 def test_llavas_answer_file_counts_from_zero(put: Put) -> None:
     samples = load(put, {"v1_0": entry(), "v1_1": entry(question="And y?")})
     rows = [{"question_id": i, "prompt": MMVET.prompt(s), "text": str(i)} for i, s in enumerate(samples)]
-    answers = read_answer_file(Dataset(MMVET, samples), put("answers.jsonl", rows))
+    answers = read_answer_file(Dataset(MMVET, samples, DataIdentity(2, "")), put("answers.jsonl", rows))
     assert {key: a.generation.text for key, a in answers.items() if a.generation} == {"v1_0": "0", "v1_1": "1"}
 
 
 # =============================================================================
 # The judge
 # =============================================================================
+
+
+def judge(
+    samples: list[Sample], answers: dict[str, str], cache: Path, url: str, model: str, **more: Any
+) -> dict[str, Verdict]:
+    return judgements(MMVET, samples, answers, cache, url, model, **more)
 
 
 def test_the_judge_is_shown_question_reference_and_answer(
@@ -244,10 +252,10 @@ def test_without_official_answers_or_with_a_damaged_cache_nothing_is_asked(
 ) -> None:
     row = {"question_id": 0, "image": "v1_0.png", "text": "What is x?", "category": "default"}
     path = put("mm-vet/llava-mm-vet.jsonl", [row])
-    samples = MMVET.load(Folder(path.parents[1], MMVET.info.folders)).samples
+    samples = read_folder(MMVET, path.parents[1]).samples
     with pytest.raises(DataError, match="no official answers here"):
         judge(samples, {"v1_0": "x"}, tmp_path / "j.jsonl", server.url, "m")
     (tmp_path / "j.jsonl").write_text('{"key": "k", "reply": "1", "score": 1.0}\n{"key": "k2"}\n')
-    with pytest.raises(DataError, match=r"j\.jsonl:2: not a judgement"):
+    with pytest.raises(StoreError, match=r"j\.jsonl:1: this judgement is damaged"):
         judge(load(put, {"v1_0": entry()}), {"v1_0": "x"}, tmp_path / "j.jsonl", server.url, "m")
     assert server.asked == []

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
-from vlmamba_eval.dataset import load_dataset, read_answer_file
+from vlmamba_eval.answer_files import read_answer_file
+from vlmamba_eval.dataset import load_dataset, read_folder, read_hub
 from vlmamba_eval.folder import Folder
+from vlmamba_eval.images import read_image
+from vlmamba_eval.score import answer_text
 from vlmamba_eval.tasks.pope import SPLITS, TASKS
 from vlmamba_eval.types import DataError, Generation, ImageRef, Sample
 
@@ -47,7 +50,7 @@ def official(put: Put, tmp_path: Path) -> Path:
 
 
 def labelled(labels: list[str], split: str = "popular") -> list[Sample]:
-    picture = ImageRef("picture", "picture", lambda: b"")
+    picture = ImageRef("picture", "picture")
     return [
         Sample(f"{split}/{i}", picture, "Is there a dog?", label, groups=(split,)) for i, label in enumerate(labels)
     ]
@@ -85,7 +88,7 @@ def test_an_answer_without_the_word_yes_or_no_is_invalid_though_officially_a_yes
 
 
 def test_degenerate_models_have_closed_form_scores(official: Path, score: Score) -> None:
-    samples = POPE.load(folder(official)).samples
+    samples = read_folder(POPE, folder(official).root).samples
     always_yes = score(POPE, samples, {s.id: "Yes" for s in samples})
     assert always_yes["mean_f1", "all"] == pytest.approx(200 / 3)
     assert always_yes["mean_accuracy", "all"] == 50
@@ -106,7 +109,7 @@ def test_degenerate_models_have_closed_form_scores(official: Path, score: Score)
 
 
 def test_missing_answers_are_wrong_and_no_answers(official: Path, score: Score) -> None:
-    samples = POPE.load(folder(official)).samples
+    samples = read_folder(POPE, folder(official).root).samples
     none = score(POPE, samples, {})
     assert none["mean_f1", "all"] == none["mean_accuracy", "all"] == 0
     assert math.isnan(none["yes_ratio", "popular"])
@@ -118,7 +121,7 @@ def test_missing_answers_are_wrong_and_no_answers(official: Path, score: Score) 
 
 
 def test_the_order_of_rows_changes_nothing(official: Path, score: Score) -> None:
-    samples = POPE.load(folder(official)).samples
+    samples = read_folder(POPE, folder(official).root).samples
     rng = random.Random(1)
     texts = {s.id: rng.choice(["Yes", "No", "no, it is", "", "maybe"]) for s in samples}
     shuffled = rng.sample(samples, len(samples))
@@ -129,7 +132,7 @@ def test_the_order_of_rows_changes_nothing(official: Path, score: Score) -> None
 
 
 def test_the_official_lists_load_with_llavas_ids(official: Path) -> None:
-    samples = POPE.load(folder(official)).samples
+    samples = read_folder(POPE, folder(official).root).samples
     assert len({s.id for s in samples}) == len(samples) == 24
     assert [s.external_id for s in samples[:2]] == ["1", "2"]
     assert {s.id: s.external_id for s in samples}["random/3"] == "10000003"
@@ -141,7 +144,7 @@ def test_the_official_lists_load_with_llavas_ids(official: Path) -> None:
 
 
 def test_llavas_question_file_alone_gives_the_same_questions_without_labels(official: Path, put: Put) -> None:
-    samples = POPE.load(folder(official)).samples
+    samples = read_folder(POPE, folder(official).root).samples
     rows = [
         {
             "question_id": int(s.external_id),
@@ -153,7 +156,7 @@ def test_llavas_question_file_alone_gives_the_same_questions_without_labels(offi
         if s.image
     ]
     put("llava/pope/llava_pope_test.jsonl", rows)
-    unlabelled = POPE.load(folder(official / "llava")).samples
+    unlabelled = read_folder(POPE, folder(official / "llava").root).samples
     assert all(s.target is None for s in unlabelled)
     assert [(s.id, s.external_id, s.question) for s in unlabelled] == [
         (s.id, s.external_id, s.question) for s in samples
@@ -171,20 +174,20 @@ def test_the_hubs_list_has_its_own_name(hub: Callable[..., Any]) -> None:
         }
         for split, label in (("adversarial", "yes"), ("popular", "no"), ("random", "yes"))
     ]
-    samples = POPE_9000.load_hub(hub({("lmms-lab-encoder/POPE", None, "test"): rows})).samples
+    samples = read_hub(POPE_9000, hub({("lmms-lab-encoder/POPE", None, "test"): rows})).samples
     assert [(s.id, s.target) for s in samples] == [("adversarial/1", "yes"), ("popular/1", "no"), ("random/1", "yes")]
     assert len({s.image.key for s in samples if s.image}) == 1
     with pytest.raises(DataError, match="no copy of this list"):
-        POPE.load_hub(hub({})).samples
+        read_hub(POPE, hub({}))
     rows[0]["answer"] = "Yes"
     with pytest.raises(DataError, match=r"row 0: field 'answer' should be one of 'yes', 'no'"):
-        POPE_9000.load_hub(hub({("lmms-lab-encoder/POPE", None, "test"): rows})).samples
+        read_hub(POPE_9000, hub({("lmms-lab-encoder/POPE", None, "test"): rows}))
 
 
 def test_the_bundled_samples_load(samples_folder: Path) -> None:
-    samples = POPE.load(Folder(samples_folder, POPE.info.folders)).samples
+    samples = read_folder(POPE, samples_folder).samples
     assert {s.target for s in samples} == {"yes", "no"}
-    assert all(s.image and s.image.read()[:2] == b"\xff\xd8" for s in samples)
+    assert all(s.image and read_image(s.image)[:2] == b"\xff\xd8" for s in samples)
 
 
 @pytest.mark.parametrize(
@@ -207,13 +210,13 @@ def test_a_bad_list_is_an_error_that_names_file_and_line(
 ) -> None:
     put("pope/coco/coco_pope_random.json", content)
     with pytest.raises(DataError, match=message):
-        POPE.load(folder(official)).samples
+        read_folder(POPE, folder(official).root)
 
 
 def test_a_missing_list_is_named(official: Path) -> None:
     (official / "pope/coco/coco_pope_popular.json").unlink()
     with pytest.raises(DataError, match="popular list"):
-        POPE.load(folder(official)).samples
+        read_folder(POPE, folder(official).root)
 
 
 def test_duplicate_questions_and_other_counts_are_refused(official: Path, put: Put) -> None:
@@ -227,13 +230,13 @@ def test_duplicate_questions_and_other_counts_are_refused(official: Path, put: P
 def test_llavas_file_of_another_benchmark_is_refused(put: Put, tmp_path: Path) -> None:
     put("pope/llava_pope_test.jsonl", [{"question_id": 1, "image": "a.jpg", "text": "Hi", "category": "default"}])
     with pytest.raises(DataError, match="field 'category' should be one of 'adversarial'"):
-        POPE.load(folder(tmp_path)).samples
+        read_folder(POPE, folder(tmp_path).root)
 
 
 def test_likelihood_scoring_ranks_yes_and_no(official: Path) -> None:
-    sample = POPE.load(folder(official)).samples[0]
+    sample = read_folder(POPE, folder(official).root).samples[0]
     assert POPE.continuations(sample) == ("Yes", "No")
-    assert POPE.grade(sample, POPE.choose(sample, Generation("No", "", 1, "likelihood"))).parsed == "no"
+    assert POPE.grade(sample, answer_text(POPE, sample, Generation("No", "", 1, "likelihood"))).parsed == "no"
 
 
 # -- real files --------------------------------------------------------------------------------------------------------

@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
+from vlmamba_eval.dataset import read_folder, read_hub
 from vlmamba_eval.folder import Folder
 from vlmamba_eval.hub import Hub
+from vlmamba_eval.images import read_image
 from vlmamba_eval.task import LETTER_ANSWER, LETTERS
 from vlmamba_eval.tasks.scienceqa import ALL, TASKS, ScienceQA
 from vlmamba_eval.types import DataError, ImageRef, Sample
@@ -24,7 +26,7 @@ SCIENCEQA, IMG = TASKS
 
 
 def sample(pid: str, n_choices: int, answer: int, *, image: bool = False) -> Sample:
-    ref = ImageRef(pid, pid, bytes) if image else None
+    ref = ImageRef(pid, pid) if image else None
     groups = ("context/image",) if image else ("context/none",)
     choices = tuple(f"choice {i}" for i in range(n_choices))
     return Sample(pid, ref, "Which?", LETTERS[answer], choices, groups, {"hint": ""})
@@ -98,7 +100,7 @@ def test_a_missing_answer_is_wrong_and_stays_in_the_denominator(
 def test_the_order_of_questions_and_answers_changes_nothing(
     samples_folder: Path, score: Callable[..., dict[tuple[str, str], float]]
 ) -> None:
-    samples = SCIENCEQA.load(Folder(samples_folder, ALL.folders)).samples
+    samples = read_folder(SCIENCEQA, samples_folder).samples
     texts = {s.id: random.Random(s.id).choice("AB") for s in samples}
     before = score(SCIENCEQA, samples, texts)
     random.Random(1).shuffle(samples)
@@ -107,13 +109,13 @@ def test_the_order_of_questions_and_answers_changes_nothing(
 
 def test_llava_13b_gets_its_published_numbers(real: Path, score: Callable[..., dict[tuple[str, str], float]]) -> None:
     """Published: SQA 71.6, on IMG; the exact counts are those of the official script on the released answers."""
-    samples = SCIENCEQA.load(Folder(real, ALL.folders)).samples
+    samples = read_folder(SCIENCEQA, real).samples
     lines = (real / "scienceqa/answers/llava-v1.5-13b.jsonl").read_text(encoding="utf-8").splitlines()
     texts = {row["question_id"]: row["text"] for row in map(json.loads, lines)}
     scores = score(SCIENCEQA, samples, texts)
     assert scores["accuracy", "all"] == pytest.approx(100 * 3155 / 4241, abs=1e-8)
     assert scores["img_accuracy", "all"] == pytest.approx(100 * 1445 / 2017, abs=1e-8)
-    alone = score(IMG, IMG.load(Folder(real, ALL.folders)).samples, texts)
+    alone = score(IMG, read_folder(IMG, real).samples, texts)
     assert alone["img_accuracy", "all"] == scores["img_accuracy", "all"]
 
 
@@ -124,7 +126,7 @@ def test_llava_13b_gets_its_published_numbers(real: Path, score: Callable[..., d
 
 def test_the_prompt_is_llavas_byte_for_byte(tmp_path: Path) -> None:
     data = write(tmp_path, {"4": problem(hint="A  hint.\nIt has two lines."), "5": problem(image="image.png")})
-    assert [SCIENCEQA.prompt(s) for s in SCIENCEQA.load(data).samples] == [
+    assert [SCIENCEQA.prompt(s) for s in read_folder(SCIENCEQA, data.root).samples] == [
         "Context: A hint.\nIt has two lines.\nWhich is red?\nA. a ball\nB. a box\n" + LETTER_ANSWER,
         "Which is red?\nA. a ball\nB. a box\n" + LETTER_ANSWER,
     ]
@@ -132,7 +134,7 @@ def test_the_prompt_is_llavas_byte_for_byte(tmp_path: Path) -> None:
 
 def test_all_real_prompts_equal_those_of_llavas_question_file(real: Path) -> None:
     asked = {row["id"]: row for row in json.loads((real / "scienceqa/llava_test_CQM-A.json").read_text())}
-    samples = SCIENCEQA.load(Folder(real, ALL.folders)).samples
+    samples = read_folder(SCIENCEQA, real).samples
     assert [s.id for s in samples] == list(asked)
     for s in samples:
         value = asked[s.id]["conversations"][0]["value"].replace("<image>", "").strip()
@@ -145,7 +147,7 @@ def test_prompts_from_the_official_fields_equal_llavas(real: Path, tmp_path: Pat
     asked = {row["id"]: row for row in json.loads((real / "scienceqa/llava_test_CQM-A.json").read_text())}
     problems = json.loads((real / "scienceqa/problems_official_schema_sample.json").read_text())
     same = 0
-    for s in SCIENCEQA.load(write(tmp_path, problems)).samples:
+    for s in read_folder(SCIENCEQA, write(tmp_path, problems).root).samples:
         value = asked[s.id]["conversations"][0]["value"].replace("<image>", "").strip()
         same += SCIENCEQA.prompt(s) == f"{value}\n{LETTER_ANSWER}"
         assert {group.split("/")[0] for group in s.groups} == {"context", "subject", "grade"}
@@ -160,8 +162,8 @@ def test_prompts_from_the_official_fields_equal_llavas(real: Path, tmp_path: Pat
 def test_llavas_question_file_alone_gives_the_same_samples(real: Path, tmp_path: Path) -> None:
     (tmp_path / "scienceqa").mkdir()
     shutil.copy(real / "scienceqa/llava_test_CQM-A.json", tmp_path / "scienceqa")
-    official = SCIENCEQA.load(Folder(real, ALL.folders)).samples
-    for ours, theirs in zip(SCIENCEQA.load(Folder(tmp_path, ALL.folders)).samples, official, strict=True):
+    official = read_folder(SCIENCEQA, real).samples
+    for ours, theirs in zip(read_folder(SCIENCEQA, tmp_path).samples, official, strict=True):
         assert SCIENCEQA.prompt(ours) == SCIENCEQA.prompt(theirs)
         assert (ours.id, ours.choices, ours.target, ours.groups) == (
             theirs.id,
@@ -177,7 +179,7 @@ def test_subject_context_and_grade_are_groups(tmp_path: Path) -> None:
         "2": problem(grade="grade7", subject="language science"),
         "3": {name: value for name, value in problem().items() if name not in ("subject", "grade")},
     }
-    assert [set(s.groups) for s in SCIENCEQA.load(write(tmp_path, rows)).samples] == [
+    assert [set(s.groups) for s in read_folder(SCIENCEQA, write(tmp_path, rows).root).samples] == [
         {"context/text", "context/image", "subject/social science", "grade/1-6"},
         {"context/none", "subject/language science", "grade/7-12"},
         {"context/none"},
@@ -186,14 +188,14 @@ def test_subject_context_and_grade_are_groups(tmp_path: Path) -> None:
 
 def test_only_the_image_list_leaves_out_questions_without_a_picture(tmp_path: Path) -> None:
     data = write(tmp_path, {"1": problem(), "2": problem(image="image.png")})
-    assert [s.image is None for s in SCIENCEQA.load(data).samples] == [True, False]
-    assert [s.id for s in IMG.load(data).samples] == ["2"]
+    assert [s.image is None for s in read_folder(SCIENCEQA, data.root).samples] == [True, False]
+    assert [s.id for s in read_folder(IMG, data.root).samples] == ["2"]
 
 
 def test_the_bundled_samples_load_and_their_pictures_open(samples_folder: Path) -> None:
-    samples = SCIENCEQA.load(Folder(samples_folder, ALL.folders)).samples
+    samples = read_folder(SCIENCEQA, samples_folder).samples
     assert {bool(s.image) for s in samples} == {True, False}
-    assert all(s.image.read().startswith(b"\x89PNG") for s in samples if s.image)
+    assert all(read_image(s.image).startswith(b"\x89PNG") for s in samples if s.image)
 
 
 def test_the_hubs_rows_load_with_and_without_picture(tmp_path: Path) -> None:
@@ -220,10 +222,10 @@ def test_the_hubs_rows_load_with_and_without_picture(tmp_path: Path) -> None:
         "---\nconfigs:\n- config_name: ScienceQA-FULL\n  data_files: [{split: test, path: test.parquet}]\n---\n"
     )
     task = ScienceQA(replace(ALL, hub=str(folder)), config="ScienceQA-FULL", images_only=False)
-    first, second = task.load_hub(Hub()).samples
+    first, second = read_hub(task, Hub()).samples
     assert first.image is None
     assert second.image is not None
-    assert Image.open(io.BytesIO(second.image.read())).size == (4, 4)
+    assert Image.open(io.BytesIO(read_image(second.image))).size == (4, 4)
     assert task.prompt(second) == f"Context: Look.\nWhich is red?\nA. a ball\nB. a box\n{LETTER_ANSWER}"
 
 
@@ -250,22 +252,22 @@ def test_the_hubs_rows_load_with_and_without_picture(tmp_path: Path) -> None:
 def test_a_bad_problem_is_refused_with_its_place(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     data = write(tmp_path, {"7": problem(**changes)})
     with pytest.raises(DataError, match=message) as error:
-        SCIENCEQA.load(data).samples
+        read_folder(SCIENCEQA, data.root)
     assert "problems.json: entry '7'" in str(error.value)
 
 
 def test_missing_wrong_and_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"ScienceQA's problems not found(.|\n)*problems\.json"):
-        SCIENCEQA.load(Folder(tmp_path, ALL.folders)).samples
+        read_folder(SCIENCEQA, tmp_path)
     with pytest.raises(DataError, match=r"problem '9' is not in .*problems\.json"):
-        SCIENCEQA.load(write(tmp_path, {"7": problem()}, test=["9"])).samples
+        read_folder(SCIENCEQA, write(tmp_path, {"7": problem()}, test=["9"]).root)
     with pytest.raises(DataError, match="field 'choices' is missing"):
-        SCIENCEQA.load(write(tmp_path, {"7": {"text": "POPE?"}})).samples
+        read_folder(SCIENCEQA, write(tmp_path, {"7": {"text": "POPE?"}}).root)
     with pytest.raises(DataError, match="expected an object from id to row"):
-        SCIENCEQA.load(write(tmp_path, [problem()], test=["0"])).samples
+        read_folder(SCIENCEQA, write(tmp_path, [problem()], test=["0"]).root)
     (tmp_path / "scienceqa/problems.json").write_bytes(b'{"7": {"question": "caf\xe9"}}')
     with pytest.raises(DataError, match=r"problems\.json:1: not UTF-8"):
-        SCIENCEQA.load(Folder(tmp_path, ALL.folders)).samples
+        read_folder(SCIENCEQA, tmp_path)
 
 
 def test_llavas_file_without_lettered_choices_is_refused(tmp_path: Path) -> None:
@@ -274,11 +276,11 @@ def test_llavas_file_without_lettered_choices_is_refused(tmp_path: Path) -> None
     row = {"id": "4", "conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "B"}]}
     path.write_text(json.dumps([row]))
     with pytest.raises(DataError, match="should end with lettered choices"):
-        SCIENCEQA.load(Folder(tmp_path, ALL.folders)).samples
+        read_folder(SCIENCEQA, tmp_path)
     row["conversations"] = [{"from": "human", "value": "Which?\nA. a\nB. b"}, {"from": "gpt", "value": "C"}]
     path.write_text(json.dumps([row]))
     with pytest.raises(DataError, match="should be one of 'A', 'B', found 'C'"):
-        SCIENCEQA.load(Folder(tmp_path, ALL.folders)).samples
+        read_folder(SCIENCEQA, tmp_path)
 
 
 def test_likelihood_ranks_the_letters_of_the_choices() -> None:

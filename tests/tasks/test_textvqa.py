@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from vlmamba_eval.dataset import load_dataset, read_answer_file
-from vlmamba_eval.folder import Folder
+from vlmamba_eval.answer_files import read_answer_file
+from vlmamba_eval.dataset import load_dataset, read_folder, read_hub
+from vlmamba_eval.images import read_image
 from vlmamba_eval.tasks.textvqa import TASKS, TextVqa
 from vlmamba_eval.tasks.vqa_accuracy import evalai
 from vlmamba_eval.types import DataError, Sample
@@ -37,7 +38,7 @@ def official(put: Put, tmp_path: Path) -> Path:
 
 
 def load(root: Path, task: TextVqa = AFTER) -> list[Sample]:
-    return task.load(Folder(root, task.info.folders)).samples
+    return read_folder(task, root).samples
 
 
 def llava_row(image: str, text: str) -> dict[str, Any]:
@@ -153,17 +154,17 @@ def test_the_bundled_samples_load() -> None:
     for task in TASKS:
         samples = load_dataset(task, "samples").samples
         assert samples
-        assert all(s.image and s.image.read()[:2] == b"\xff\xd8" for s in samples)
+        assert all(s.image and read_image(s.image)[:2] == b"\xff\xd8" for s in samples)
 
 
 def test_the_hubs_rows_share_their_pictures(hub: Callable[..., Any]) -> None:
     rows = [{**r, "ocr_tokens": WORDS[r["image_id"]]} for r in ROWS]
-    samples = AFTER.load_hub(hub({("lmms-lab-encoder/textvqa", None, "validation"): rows})).samples
+    samples = read_hub(AFTER, hub({("lmms-lab-encoder/textvqa", None, "validation"): rows})).samples
     assert len({s.image.key for s in samples if s.image}) == 2
     assert AFTER.prompt(samples[0]) == f"What is the brand?\nReference OCR token: ACME, Single-Use\n{SUFFIX}"
     del rows[2]["ocr_tokens"]
     with pytest.raises(DataError, match="row 2: field 'ocr_tokens' is missing"):
-        AFTER.load_hub(hub({("lmms-lab-encoder/textvqa", None, "validation"): rows})).samples
+        read_hub(AFTER, hub({("lmms-lab-encoder/textvqa", None, "validation"): rows}))
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from vlmamba_eval.dataset import load_dataset
-from vlmamba_eval.folder import Folder
+from vlmamba_eval.dataset import load_dataset, read_folder, read_hub
+from vlmamba_eval.images import read_image
 from vlmamba_eval.tasks.vqa_accuracy import evalai
 from vlmamba_eval.tasks.vqav2 import TASKS, VqaV2TestDev
 from vlmamba_eval.types import DataError, Sample
@@ -52,7 +52,7 @@ def val(put: Put, tmp_path: Path) -> Path:
 
 
 def load(root: Path) -> list[Sample]:
-    return VAL.load(Folder(root, VAL.info.folders)).samples
+    return read_folder(VAL, root).samples
 
 
 def names(samples: list[Sample]) -> list[str]:
@@ -148,19 +148,20 @@ def test_questions_and_annotations_are_joined_by_id(val: Path) -> None:
 def test_the_bundled_samples_load() -> None:
     samples = load_dataset(VAL, "samples").samples
     assert {s.groups[0] for s in samples} == {"answer_type/yes/no", "answer_type/number", "answer_type/other"}
-    assert all(s.image and s.image.read()[:2] == b"\xff\xd8" for s in samples)
+    assert all(s.image and read_image(s.image)[:2] == b"\xff\xd8" for s in samples)
 
 
 def test_the_hubs_rows_share_their_pictures(hub: Callable[..., Any]) -> None:
     name = "lmms-lab-encoder/VQAv2"
     rows = [{**annotation(n, answers), **question(n)} for n, answers in zip((10, 11), GOLD, strict=False)]
-    samples = VAL.load_hub(hub({(name, None, "validation"): rows})).samples
+    samples = read_hub(VAL, hub({(name, None, "validation"): rows})).samples
     assert [(s.id, s.target) for s in samples] == [("10", tuple(GOLD[0])), ("11", tuple(GOLD[1]))]
     assert len({s.image.key for s in samples if s.image}) == 1
     tables = {(name, None, "testdev"): [question(10)], (name, None, "test"): [question(9), question(10)]}
-    (sample,) = TEST_DEV.load_hub(hub(tables)).samples
+    loaded = read_hub(TEST_DEV, hub(tables))
+    (sample,) = loaded.samples
     assert sample.target is None
-    assert sample.fields["test ids"]() == [9, 10]
+    assert loaded.extra() == [9, 10]
 
 
 @pytest.mark.parametrize(
@@ -209,10 +210,11 @@ def test_dev(put: Put, tmp_path: Path) -> Path:
 
 def test_the_submission_covers_every_test_question(test_dev: Path) -> None:
     task = VqaV2TestDev(test_questions=4)
-    samples = task.load(Folder(test_dev, task.info.folders)).samples
+    loaded = read_folder(task, test_dev)
+    samples = loaded.samples
     assert [(s.id, s.target) for s in samples] == [("11", None), ("20", None)]
     assert names(samples) == [f"COCO_test2015_{i:012d}.jpg" for i in (1, 2)]
-    (path,) = task.submit(samples, {"11": "It's a dog, isnt it?", "20": "Two."}, test_dev)
+    (path,) = task.submit(samples, {"11": "It's a dog, isnt it?", "20": "Two."}, test_dev, loaded.extra)
     assert json.loads(path.read_text()) == [
         {"question_id": 10, "answer": ""},
         {"question_id": 11, "answer": "it 's dog isn't it"},
@@ -222,19 +224,20 @@ def test_the_submission_covers_every_test_question(test_dev: Path) -> None:
 
 
 def test_a_submission_over_other_questions_is_refused(test_dev: Path, put: Put) -> None:
-    samples = TEST_DEV.load(Folder(test_dev, TEST_DEV.info.folders)).samples
+    loaded = read_folder(TEST_DEV, test_dev)
+    samples = loaded.samples
     with pytest.raises(DataError, match="test2015 should hold 447,793 questions"):
-        TEST_DEV.submit(samples, {}, test_dev)
+        TEST_DEV.submit(samples, {}, test_dev, loaded.extra)
     put(QUESTIONS.format("test2015"), {"questions": [question(10), question(11)]})
     with pytest.raises(DataError, match="1 of test-dev missing"):
-        VqaV2TestDev(test_questions=2).submit(samples, {}, test_dev)
+        VqaV2TestDev(test_questions=2).submit(samples, {}, test_dev, loaded.extra)
     (test_dev / QUESTIONS.format("test2015")).unlink()
     with pytest.raises(DataError, match=r"VQAv2's questions \(test2015\) not found"):
-        TEST_DEV.submit(samples, {}, test_dev)
+        TEST_DEV.submit(samples, {}, test_dev, loaded.extra)
 
 
 def test_llavas_question_files_do_as_well(test_dev: Path, put: Put) -> None:
-    official = TEST_DEV.load(Folder(test_dev, TEST_DEV.info.folders)).samples
+    official = read_folder(TEST_DEV, test_dev).samples
     for split, numbers in (("test-dev2015", (11, 20)), ("test2015", (10, 11, 12, 20))):
         rows = [
             {
@@ -246,10 +249,11 @@ def test_llavas_question_files_do_as_well(test_dev: Path, put: Put) -> None:
             for n in numbers
         ]
         put(f"llava/vqav2/llava_vqav2_mscoco_{split}.jsonl", rows)
-    samples = TEST_DEV.load(Folder(test_dev / "llava", TEST_DEV.info.folders)).samples
+    loaded = read_folder(TEST_DEV, test_dev / "llava")
+    samples = loaded.samples
     assert [(s.id, TEST_DEV.prompt(s)) for s in samples] == [(s.id, TEST_DEV.prompt(s)) for s in official]
     assert names(samples) == names(official)
-    assert samples[0].fields["test ids"]() == [10, 11, 12, 20]
+    assert loaded.extra() == [10, 11, 12, 20]
 
 
 @pytest.mark.parametrize(
@@ -271,14 +275,15 @@ def test_a_bad_row_of_llavas_question_file_is_named(
     }
     put("vqav2/llava_vqav2_mscoco_test-dev2015.jsonl", [row, {**row, **change}])
     with pytest.raises(DataError, match=rf"test-dev2015.jsonl:2: {message}"):
-        TEST_DEV.load(Folder(tmp_path, TEST_DEV.info.folders)).samples
+        read_folder(TEST_DEV, tmp_path)
 
 
 # -- full size ---------------------------------------------------------------------------------------------------------
 
 FULL = """
 import json, random, resource, sys, time
-from vlmamba_eval.dataset import grade, load_dataset
+from vlmamba_eval.dataset import load_dataset, read_folder, read_hub
+from vlmamba_eval.score import grade
 from vlmamba_eval.stats import summarise
 from vlmamba_eval.types import Answer, Generation
 from vlmamba_eval.tasks.vqav2 import VqaV2

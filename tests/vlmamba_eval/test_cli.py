@@ -57,7 +57,7 @@ def test_lists_name_what_there_is() -> None:
         (["--model", "vlmamba-tiny", "--tasks", "pope", "--data", ""], "--data '': no such folder"),
         (["scor"], "Did you mean: score"),
         (["--model", "vlmamba-tiny", "--tasks", "gqa", "pope"], "--tasks A,B (with commas"),
-        (["evaluate", "--model", "vlmamba-tiny"], "An evaluation is no command: vlmamba-eval --model NAME"),
+        (["evaluate", "--model", "vlmamba-tiny"], "Evaluating has no subcommand: vlmamba-eval --model NAME"),
         (["--model", "vlmamba-tiny", "score"], "--model belongs to an evaluation, not to `score`"),
         (["--model", "vlmamba-2.8b", "--tasks", "pope", "--data", "samples"], "--random-init"),
         (["--model", "vlmamba-tiny", "--tasks", "pope", "--batch-tokens", "many"], "neither a positive number"),
@@ -127,4 +127,6 @@ def test_a_place_where_nothing_can_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_the_console_scripts_module_is_importable_without_side_effects() -> None:
-    subprocess.run([sys.executable, "-c", "import vlmamba_eval.cli, tasks.registry, model_adapters.base"], check=True)
+    subprocess.run(
+        [sys.executable, "-c", "import vlmamba_eval.cli, vlmamba_eval.registry, vlmamba_eval.adapter"], check=True
+    )

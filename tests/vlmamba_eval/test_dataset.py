@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.toys import ToyTask, write_toy_data
-from vlmamba_eval.dataset import Dataset, fingerprint, load_dataset, read_answer_file, samples_folder
-from vlmamba_eval.answer_files import score_answers
+from vlmamba_eval.answer_files import read_answer_file, score_answers
+from vlmamba_eval.dataset import Dataset, fingerprint, load_dataset, samples_folder
 from vlmamba_eval.registry import get_task
 from vlmamba_eval.store import read_scores
-from vlmamba_eval.types import DataError, Sample, UsageError
+from vlmamba_eval.types import DataError, Loaded, Sample, UsageError
 
 
 @pytest.fixture
@@ -37,13 +37,13 @@ def test_other_counts_than_the_declared_are_refused_or_marked(data: Path) -> Non
         load_dataset(ToyTask(questions=25), str(data))
     with pytest.raises(DataError, match=r"expected 7 images \(test\), found 6"):
         load_dataset(ToyTask(images=7), str(data))
-    assert load_dataset(ToyTask(questions=25), str(data), allow_partial=True).marks == ("PARTIAL",)
-    assert load_dataset(ToyTask(), str(data)).marks == ()
+    assert load_dataset(ToyTask(questions=25), str(data), allow_partial=True).identity.marks == ("PARTIAL",)
+    assert load_dataset(ToyTask(), str(data)).identity.marks == ()
 
 
 @pytest.mark.parametrize("where", ["samples", str(samples_folder()), f"{samples_folder()}/../data"])
 def test_the_bundled_samples_say_so_by_whatever_name(where: str) -> None:
-    assert load_dataset(get_task("pope"), where).marks == ("SAMPLES",)
+    assert load_dataset(get_task("pope"), where).identity.marks == ("SAMPLES",)
 
 
 def test_a_folder_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
@@ -86,17 +86,17 @@ def test_answers_are_joined_by_id_in_any_order(data: Path, tmp_path: Path) -> No
         for i, order in enumerate([rows, rows[::-1]])
     ]
     assert scores[0] == scores[1]
-    assert scores[0]["model"] == "gold"
-    assert scores[0]["scores"][0]["value"] == 100.0
+    assert scores[0].model == "gold"
+    assert scores[0].scores[0].value == 100.0
 
 
 def test_a_dropped_answer_is_missing_counts_as_wrong_and_shifts_nothing(data: Path, tmp_path: Path) -> None:
     dataset = load_dataset(ToyTask(), str(data))
     outcome = score_answers(dataset, answers_file(tmp_path / "a.jsonl", perfect(dataset)[1:]), tmp_path, "short")
-    [headline] = [score for score in outcome.scores["scores"] if score["headline"]]
-    assert headline["value"] == pytest.approx(100 * 23 / 24)
-    assert (headline["n"], headline["n_missing"]) == (24, 1)
-    assert outcome.scores["marks"] == ["INCOMPLETE"]
+    [headline] = [score for score in outcome.scores.scores if score.headline]
+    assert headline.value == pytest.approx(100 * 23 / 24)
+    assert (headline.n, headline.n_missing) == (24, 1)
+    assert outcome.scores.marks == ("INCOMPLETE",)
     assert not outcome.complete
 
 
@@ -123,7 +123,7 @@ def test_a_models_name_from_an_answer_file_may_be_anything(data: Path, tmp_path:
         rows = [row | {"model_id": name} for row in perfect(dataset)]
         outcome = score_answers(dataset, answers_file(tmp_path / "a.jsonl", rows), tmp_path / "out")
         assert outcome.folder.resolve().is_relative_to(tmp_path / "out" / "runs")
-        assert read_scores(outcome.folder)["model"] == name
+        assert read_scores(outcome.folder).model == name
 
 
 def test_two_answers_to_one_question_name_both_lines(data: Path, tmp_path: Path) -> None:
@@ -147,10 +147,11 @@ class Repeating(ToyTask):
     """Every image's questions share one external id, as MME's do."""
 
     def load(self, data):
-        return [
+        samples = [
             Sample(s.id, s.image, f"{s.question} {s.id[-1]}", s.target, external_id=s.id[0], where=s.where)
-            for s in super().load(data)
+            for s in super().load(data).samples
         ]
+        return Loaded(samples)
 
 
 def test_repeating_ids_are_told_apart_by_the_prompt(data: Path, tmp_path: Path) -> None:
@@ -179,4 +180,4 @@ def test_without_gold_labels_answers_are_kept_and_reported_as_unscored(data: Pat
     rows = [{"question_id": sample.id, "text": "red"} for sample in dataset.samples]
     outcome = score_answers(dataset, answers_file(tmp_path / "a.jsonl", rows), tmp_path)
     assert outcome.complete
-    assert (outcome.scores["marks"], outcome.scores["scores"]) == (["UNSCORED"], [])
+    assert (outcome.scores.marks, outcome.scores.scores) == (("UNSCORED",), ())

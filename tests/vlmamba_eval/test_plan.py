@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.toys import picture, reference
+from vlmamba_eval.dataset import limited
 from vlmamba_eval.folder import Folder
-from vlmamba_eval.plan import batches, estimated_tokens, limited, plan
+from vlmamba_eval.plan import batches, estimated_tokens, plan
 from vlmamba_eval.types import Question, Sample
 
 

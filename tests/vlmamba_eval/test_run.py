@@ -18,11 +18,11 @@ from PIL import Image
 
 from tests.toys import ToyAdapter, ToyTask, picture, png_with, write_toy_data
 from vlmamba_eval.dataset import Dataset, load_dataset
-from vlmamba_eval.run import Outcome, Progress, evaluate
+from vlmamba_eval.run import Outcome, evaluate
 from vlmamba_eval.store import read_answers
-from vlmamba_eval.types import UsageError
+from vlmamba_eval.types import Progress, Score, UsageError
 
-DERIVED = ("manifest.json", "answers.jsonl", "scores.json", "DONE")
+DERIVED = ("manifest.json", "answers.jsonl", "scores.json", "verdicts.jsonl", "DONE")
 
 
 @pytest.fixture
@@ -42,17 +42,15 @@ def derived(outcome: Outcome) -> dict[str, bytes]:
     return {name: (outcome.folder / name).read_bytes() for name in DERIVED}
 
 
-def headline(outcome: Outcome) -> dict:
-    return next(score for score in outcome.scores["scores"] if score["headline"])
+def headline(outcome: Outcome) -> Score:
+    return next(score for score in outcome.scores.scores if score.headline)
 
 
 def test_every_question_is_answered_and_scored(data: Path, tmp_path: Path) -> None:
     outcome = run(data, tmp_path)
     assert outcome.complete
-    assert headline(outcome)["value"] == pytest.approx(
-        100 * 21 / 24
-    )  # three of the repeated questions have a false gold
-    assert (headline(outcome)["n"], headline(outcome)["n_images"]) == (24, 6)
+    assert headline(outcome).value == pytest.approx(100 * 21 / 24)  # three of the repeated questions have a false gold
+    assert (headline(outcome).n, headline(outcome).n_images) == (24, 6)
 
 
 def test_duplicates_are_asked_once_and_each_image_is_prepared_once(data: Path, tmp_path: Path) -> None:
@@ -83,7 +81,7 @@ def test_another_model_or_another_limit_is_another_run(data: Path, tmp_path: Pat
     first = run(data, tmp_path)
     limited = evaluate(ToyAdapter(), [load_dataset(ToyTask(), str(data), limit=4)], tmp_path)[0]
     assert limited.folder != first.folder
-    assert limited.scores["marks"] == ["PARTIAL"]
+    assert limited.scores.marks == ("PARTIAL",)
 
 
 def test_the_batch_budget_changes_nothing_but_the_batches(data: Path, tmp_path: Path) -> None:
@@ -114,21 +112,21 @@ def test_out_of_memory_on_one_question_fails_that_question_alone(data: Path, tmp
 
     outcome = run(data, tmp_path, Tight())
     assert not outcome.complete
-    assert outcome.scores["n_error"] == 6
-    assert "INCOMPLETE" in outcome.scores["marks"]
+    assert outcome.scores.n_error == 6
+    assert "INCOMPLETE" in outcome.scores.marks
 
 
-def test_an_adapters_error_is_a_typed_failure_and_is_not_retried_in_the_same_run(data: Path, tmp_path: Path) -> None:
-    outcome = run(data, tmp_path, ToyAdapter(poison="(2)"), batch_tokens=1)
+def test_a_question_that_an_adapter_cannot_stand_fails_alone_until_the_next_run(data: Path, tmp_path: Path) -> None:
+    outcome = run(data, tmp_path, ToyAdapter(poison="(2)"))
     failed = [answer for answer in read_answers(outcome.folder).values() if answer.failure]
-    assert len(failed) == 24
+    assert len(failed) == 6
     assert failed[0].failure is not None
     assert failed[0].failure.kind == "model_error"
-    message = "ValueError: the toy can't stand this question (one of 3 questions that were asked together)"
+    message = "ValueError: the toy can't stand this question"
     assert failed[0].failure.message == message
     again = run(data, tmp_path)
     assert again.complete
-    assert headline(again)["value"] == pytest.approx(100 * 21 / 24)
+    assert headline(again).value == pytest.approx(100 * 21 / 24)
 
 
 def test_a_missing_picture_fails_its_questions_alone_and_nothing_computed_is_lost(data: Path, tmp_path: Path) -> None:
@@ -143,8 +141,8 @@ def test_a_missing_picture_fails_its_questions_alone_and_nothing_computed_is_los
 
     outcome = evaluate(ToyAdapter(), [toy(data)], tmp_path, progress=Notes())[0]
     assert not outcome.complete
-    assert (outcome.scores["n_error"], headline(outcome)["n"]) == (4, 24)
-    assert "2.png is missing" in notes[0]
+    assert (outcome.scores.n_error, headline(outcome).n) == (4, 24)
+    assert "2.png): the image is missing" in notes[0]
     picture.write_bytes(content)
     adapter = ToyAdapter()
     healed = run(data, tmp_path, adapter)
@@ -190,7 +188,7 @@ def test_every_bad_picture_is_a_data_error_and_costs_no_other_answer(tmp_path: P
     kinds = {name: answers[f"{i}-0"].failure for i, name in enumerate(BAD)}
     assert {name: failure and failure.kind for name, failure in kinds.items()} == dict.fromkeys(BAD, "data_error")
     assert answers[f"{len(BAD)}-0"].failure is None
-    assert outcome.scores["n_error"] == 4 * len(BAD)
+    assert outcome.scores.n_error == 4 * len(BAD)
 
 
 def test_answers_are_on_the_disk_before_a_scorer_can_fail(data: Path, tmp_path: Path) -> None:
@@ -218,7 +216,7 @@ def test_shuffled_questions_and_another_hash_seed_or_clock_change_no_byte(data: 
         subprocess.run(command, check=True, env=os.environ | environment)
         found.append({p.name: p.read_bytes() for p in (tmp_path / str(i)).rglob("*") if p.name in DERIVED})
     assert found[0] == found[2]
-    for name in set(DERIVED) - {"answers.jsonl"}:  # answers stand in the order of the questions
+    for name in set(DERIVED) - {"answers.jsonl", "DONE"}:  # answers are in the order of the questions; DONE seals that
         assert found[0][name] == found[1][name]
     assert sorted(found[0]["answers.jsonl"].split(b"\n")) == sorted(found[1]["answers.jsonl"].split(b"\n"))
 
@@ -227,7 +225,7 @@ def test_tolerated_errors_leave_the_run_complete_but_marked(data: Path, tmp_path
     (data / "toy" / "images" / "2.png").write_bytes(b"")
     outcome = run(data, tmp_path, max_errors=4)
     assert outcome.complete
-    assert outcome.scores["marks"] == ["INCOMPLETE"]
+    assert outcome.scores.marks == ("INCOMPLETE",)
     assert not run(data, tmp_path, max_errors=3).complete
 
 
@@ -235,7 +233,7 @@ def test_likelihood_is_another_run_and_says_so(data: Path, tmp_path: Path) -> No
     generated = run(data, tmp_path)
     ranked = evaluate(ToyAdapter(), [toy(data)], tmp_path, scoring="likelihood")[0]
     assert ranked.folder != generated.folder
-    assert ranked.scores["scoring"] == "likelihood"
+    assert ranked.scores.scoring == "likelihood"
     assert read_answers(ranked.folder)["0-1"].generation.likelihoods[1].logprob == -3.0  # type: ignore[union-attr]
 
 
@@ -291,7 +289,7 @@ def test_an_adapter_that_returns_too_few_answers_is_found_out(data: Path, tmp_pa
             return super().generate(batch)[:-1]
 
     outcome = run(data, tmp_path, Forgetful())
-    assert outcome.scores["n_error"] == 24
+    assert outcome.scores.n_error == 24
 
 
 def test_the_harness_costs_at_most_a_fifth_of_a_millisecond_a_question(
@@ -303,7 +301,7 @@ def test_the_harness_costs_at_most_a_fifth_of_a_millisecond_a_question(
     """
     data = write_toy_data(tmp_path / "data", images=1000, questions=20)
     dataset = load_dataset(ToyTask(questions=20_000, images=1000), str(data))
-    monkeypatch.setattr("vlmamba_eval.run.open_image", lambda _: Image.new("RGB", (8, 8), "red"))
+    monkeypatch.setattr("vlmamba_eval.generate.open_image", lambda _: Image.new("RGB", (8, 8), "red"))
     files = len(os.listdir("/dev/fd"))
     began = time.process_time()
     evaluate(ToyAdapter(), [dataset], tmp_path / "out")

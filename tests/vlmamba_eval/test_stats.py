@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest, bootstrap
+from scipy.stats import binomtest
+from scipy.stats import bootstrap as scipys_bootstrap
 
 from tests.toys import ToyTask, reference
-from vlmamba_eval.stats import Score, Sums, _bootstrap, _exact_parts, interval, summarise, wilson
+from vlmamba_eval.stats import _exact_parts, bootstrap, interval, summarise, wilson
+from vlmamba_eval.sums import Sums
+from vlmamba_eval.table import tabulate
 from vlmamba_eval.task import Task
-from vlmamba_eval.types import Graded, Metric, Sample, Verdict
+from vlmamba_eval.types import Graded, Metric, Sample, Score, Verdict
 
 
 def graded(credits: list[list[float]], groups: tuple[str, ...] = ()) -> list[Graded]:
@@ -78,7 +81,7 @@ def test_equal_answers_within_an_image_widen_the_interval() -> None:
     assert clustered.ci_high == pytest.approx(single.ci_high, abs=1.5)
 
 
-def test_the_interval_equals_scipys_bootstrap_over_images() -> None:
+def test_the_interval_equals_scipysbootstrap_over_images() -> None:
     """A ratio of sums over 120 images, twice: a percentile bootstrap that this project did not write."""
     rng = np.random.default_rng(5)
     images = [list((rng.random(rng.integers(1, 9)) < rng.beta(6, 3)).astype(float)) for _ in range(120)]
@@ -87,7 +90,7 @@ def test_the_interval_equals_scipys_bootstrap_over_images() -> None:
     def accuracy(chosen: np.ndarray) -> float:
         return 100 * sum(sum(images[i]) for i in chosen) / sum(len(images[i]) for i in chosen)
 
-    theirs = bootstrap(
+    theirs = scipys_bootstrap(
         (np.arange(120),), accuracy, n_resamples=4000, vectorized=False, method="percentile"
     ).confidence_interval
     assert score.ci_low == pytest.approx(theirs.low, abs=0.8)  # the Monte Carlo error of an end is about 0.15
@@ -97,7 +100,7 @@ def test_the_interval_equals_scipys_bootstrap_over_images() -> None:
 @pytest.mark.parametrize("replicates", [1, 99, 100, 250])
 def test_every_replicate_draws_as_many_images_as_there_are_in_each_stratum(replicates: int) -> None:
     table = np.array([[1.0, 0.0]] * 7 + [[0.0, 1.0]] * 3)
-    sums = _bootstrap(table, ["a"] * 7 + ["b"] * 3, 0, replicates)
+    sums = bootstrap(table, ["a"] * 7 + ["b"] * 3, 0, replicates)
     assert sums.tolist() == [[7.0, 3.0]] * replicates
 
 
@@ -171,8 +174,10 @@ def test_all_right_or_all_wrong_is_no_certainty(credit: float, low: float, high:
 
 def test_what_is_undefined_is_none_not_zero() -> None:
     class Undefined(ToyTask):
+        columns = ("nothing", "nobody")
+
         def metrics(self, sums: Sums) -> Iterator[Metric]:
-            yield Metric("accuracy", sums.ratio(sums["nothing"], sums["nobody"]), headline=True)
+            yield Metric("accuracy", sums.ratio(sums("nothing"), sums("nobody")), headline=True)
 
     score = headline(graded([[1.0]]), Undefined())
     assert (score.value, score.ci_low, score.ci_high) == (None, None, None)
@@ -198,3 +203,34 @@ def test_images_are_drawn_within_their_stratum() -> None:
     score = headline(items, Stratified())
     assert score.value == 100.0
     assert score.ci_low is None
+
+
+class Misspelt(ToyTask):
+    """Counts what it does not declare, or asks for it."""
+
+    columns = ("TP", "FP")
+
+    def __init__(self, counted: str, asked: str) -> None:
+        super().__init__()
+        self.counted, self.asked = counted, asked
+
+    def count(self, item: Graded) -> Iterator[tuple[str, float]]:
+        yield self.counted, 1
+
+    def metrics(self, sums: Sums) -> Iterator[Metric]:
+        yield Metric("accuracy", sums.ratio(sums(self.asked), sums.n()), headline=True)
+
+
+@pytest.mark.parametrize(("counted", "asked"), [("Fp", "FP"), ("FP", "Fp"), ("FP", "positives")])
+def test_a_misspelt_column_is_an_error_that_names_the_nearest(counted: str, asked: str) -> None:
+    wrong = counted if counted not in Misspelt.columns else asked
+    with pytest.raises(LookupError, match=rf"no column '{wrong}' .*(Did you mean: FP|Declared are: n, credit, TP, FP)"):
+        summarise(Misspelt(counted, asked), graded([[1]]))
+
+
+def test_counts_are_added_to_all_and_to_each_group_of_a_question() -> None:
+    table = tabulate(Misspelt("TP", "TP"), graded([[1, 0], [1]], ("even", "red")))
+    sums = table.total()
+    assert [float(sums("TP", group)[0]) for group in ("all", "even", "red", "other")] == [3, 3, 3, 0]
+    assert [float(sums.credit(group)[0]) for group in ("all", "even")] == [2, 2]
+    assert sorted(sums.groups_of("TP")) == ["all", "even", "red"]

@@ -8,31 +8,33 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vlmamba_eval.adapter import AdapterInfo
+from vlmamba_eval.files import write_atomic
+from vlmamba_eval.manifest import DataIdentity, Manifest, TaskIdentity, folder_name
 from vlmamba_eval.store import (
     ANSWERS,
     Run,
     data_source,
-    decode_answer,
-    encode_answer,
     find_runs,
-    folder_name,
     read_answers,
     read_manifest,
     read_scores,
-    run_key,
-    write_atomic,
 )
-from vlmamba_eval.types import Answer, Failure, Generation, Likelihood, StoreError
+from vlmamba_eval.types import Answer, Failure, Generation, Likelihood, Score, Scores, StoreError
 
-MANIFEST = {"task": {"name": "toy"}, "data": {"sha256": "0", "marks": []}, "model": {"weights": "a"}}
+MODEL = AdapterInfo("m", "a", "cpu", "float32")
+MANIFEST = Manifest(TaskIdentity("toy", 1, "test", "own"), DataIdentity(3, "0"), model=MODEL)
+SCORES = Scores("m", "toy", "Toy", "test", "accuracy", "generate", None, (), 3, 0, 0)
 
 
 def answer(i: int, text: str = "yes") -> Answer:
@@ -46,17 +48,22 @@ def filled(folder: Path, n: int = 3) -> Path:
 
 
 @given(st.text(), st.text(), st.sampled_from([(), (Likelihood(-1.25, 3), Likelihood(-0.1, 1))]))
+@settings(max_examples=40)
 def test_an_answer_survives_writing_and_reading_whatever_its_text(text: str, prompt: str, likelihoods: tuple) -> None:
     original = Answer("id\n\u2028", Generation(text, prompt, 2, "length", likelihoods))
-    line = encode_answer(original)
-    assert line.endswith(b"\n")
-    assert line.count(b"\n") == 1
-    assert decode_answer(line[:-1]) == original
+    with tempfile.TemporaryDirectory() as folder:
+        with Run(Path(folder), MANIFEST) as run:
+            run.append([original])
+        raw = (Path(folder) / ANSWERS).read_bytes()
+        assert raw.count(b"\n") == 1
+        assert read_answers(Path(folder)) == {original.id: original}
 
 
 @pytest.mark.parametrize("text", ["None", "NA", "nan", "", "007", "1.0", "null", '", "crc": "00000000"}', "\ud800"])
-def test_awkward_answers_stay_what_they_are(text: str) -> None:
-    assert decode_answer(encode_answer(answer(0, text))[:-1]) == answer(0, text)
+def test_awkward_answers_stay_what_they_are(tmp_path: Path, text: str) -> None:
+    with Run(tmp_path, MANIFEST) as run:
+        run.append([answer(0, text)])
+    assert read_answers(tmp_path) == {"0": answer(0, text)}
 
 
 def test_a_torn_tail_is_cut_off_at_whatever_byte_it_was_torn(tmp_path: Path) -> None:
@@ -120,7 +127,8 @@ def test_a_damaged_line_is_refused_by_file_and_line(tmp_path: Path) -> None:
 
 def test_two_answers_to_one_question_are_refused(tmp_path: Path) -> None:
     path = filled(tmp_path) / ANSWERS
-    path.write_bytes(path.read_bytes() + encode_answer(answer(1)))
+    line = path.read_bytes().split(b"\n")[1]
+    path.write_bytes(path.read_bytes() + line + b"\n")
     with pytest.raises(StoreError, match="sample '1' has two answers"), Run(tmp_path, MANIFEST):
         pass
 
@@ -135,20 +143,24 @@ def test_a_failed_answer_may_be_tried_again(tmp_path: Path) -> None:
 
 def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
     filled(tmp_path)
-    other = MANIFEST | {"model": {"weights": "b"}}
+    other = replace(MANIFEST, model=replace(MODEL, weights="b"))
     with pytest.raises(StoreError, match=r"model\.weights: 'a' on disk, 'b' now"), Run(tmp_path, other):
         pass
 
 
 def test_the_key_depends_on_content_not_on_order() -> None:
-    assert run_key({"a": 1, "b": {"c": 2, "d": 3}}) == run_key({"b": {"d": 3, "c": 2}, "a": 1})
-    assert run_key({"a": 1}) != run_key({"a": 2})
+    def key(settings: dict[str, Any]) -> str:
+        return replace(MANIFEST, model=replace(MODEL, settings=settings)).key
+
+    assert key({"a": 1, "b": {"c": 2, "d": 3}}) == key({"b": {"d": 3, "c": 2}, "a": 1})
+    assert key({"a": 1}) != key({"a": 2})
 
 
 def test_a_second_process_on_the_same_run_is_refused_and_told_who_has_it(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from vlmamba_eval.store import Run\n"
-        f"with Run(Path(sys.argv[1]), {MANIFEST!r}): print('open', flush=True); sys.stdin.read()"
+        "from tests.vlmamba_eval.test_store import MANIFEST\n"
+        "with Run(Path(sys.argv[1]), MANIFEST): print('open', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -183,49 +195,49 @@ def test_a_full_disk_keeps_what_was_answered_and_says_where(tmp_path: Path, monk
 def test_a_run_of_another_format_is_refused_with_what_to_do(tmp_path: Path) -> None:
     filled(tmp_path)
     path = tmp_path / "manifest.json"
-    path.write_text(path.read_text().replace('"format": 1', '"format": 7'))
+    path.write_text(path.read_text().replace('"format": 2', '"format": 7'))
     for read in (lambda: read_manifest(tmp_path), lambda: Run(tmp_path, MANIFEST).__enter__()):
-        with pytest.raises(StoreError, match=r"manifest\.json is of format 7; .* reads format 1\. Read it with"):
+        with pytest.raises(StoreError, match=r"manifest\.json is of format 7; .* reads format 2\. Read it with"):
             read()
 
 
-SCORE = {
-    "metric": "accuracy", "split": "test", "category": "all", "value": 50.0, "ci_low": 40.0, "ci_high": None,
-    "n": 3, "n_images": 1, "n_unparsed": 0, "n_missing": 0, "n_error": 0, "n_truncated": 0, "headline": True,
-    "plain": False,
-}  # fmt: skip
-SCORES_FILE = {
-    "format": 1, "model": "m", "task": "toy", "title": "Toy", "split": "test", "headline": "accuracy",
-    "scoring": "generate", "judge": None, "marks": ["PARTIAL"], "n": 3, "n_missing": 0, "n_error": 0, "scores": [SCORE],
-}  # fmt: skip
-MANIFEST_FILE = {"format": 1, "task": {"name": "toy"}, "data": {"sha256": "0", "marks": []}}
-FILES = {"manifest.json": (MANIFEST_FILE, read_manifest), "scores.json": (SCORES_FILE, read_scores)}
+SCORE = Score("accuracy", "test", "all", 50.0, 40.0, None, 3, 1, 0, 0, 0, 0, True)
+READERS = {"manifest.json": read_manifest, "scores.json": read_scores}
 
 
 def damaged_json(whole: dict[str, Any]) -> Iterator[bytes]:
     """What may be left of a JSON file: cut off, overwritten, or with one field absent or of another type."""
     text = json.dumps(whole).encode()
-    yield from (b"", text[: len(text) // 2], text[:-1], b"[]", b"3", b"null", b'{"format": 1}', bytes(range(256)))
+    yield from (b"", text[: len(text) // 2], text[:-1], b"[]", b"3", b"null", b'{"format": 2}', bytes(range(256)))
     yield b"[" * 100_000
     for field in whole:
-        yield json.dumps({name: value for name, value in whole.items() if name != field}).encode()
         yield json.dumps(whole | {field: {"a": [1]}}).encode()
-    for field in SCORE if "scores" in whole else ():
-        for row in ({name: value for name, value in SCORE.items() if name != field}, SCORE | {field: ["x"]}):
-            yield json.dumps(whole | {"scores": [SCORE, row]}).encode()
+    for field in ("format", "task", "data", "sha256"):
+        if field in whole:
+            yield json.dumps({name: value for name, value in whole.items() if name != field}).encode()
+    if "scores" in whole:
+        scores = whole["scores"]
+        for field in fields(Scores):
+            yield json.dumps(whole | {"scores": scores | {field.name: {"a": [1]}}}).encode()
+        row = scores["scores"][0]
+        for field in fields(Score):
+            yield json.dumps(whole | {"scores": scores | {"scores": [row, row | {field.name: ["x"]}]}}).encode()
+        yield json.dumps(whole | {"scores": scores | {"scores": [row | {"value": 99.0}]}}).encode()
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", READERS)
 def test_a_damaged_file_is_an_error_that_names_it_and_says_what_to_do(tmp_path: Path, name: str) -> None:
-    whole, read = FILES[name]
+    read = READERS[name]
+    with Run(filled(tmp_path), MANIFEST) as run:
+        run.finish(replace(SCORES, marks=("PARTIAL",), scores=(SCORE,)), [], complete=False)
     path = tmp_path / name
-    path.write_text(json.dumps(whole))
-    assert read(tmp_path) == whole
+    whole = json.loads(path.read_text())
+    assert read(tmp_path) in (MANIFEST, replace(SCORES, marks=("PARTIAL",), scores=(SCORE,)))
     for content in damaged_json(whole):
         path.write_bytes(content)
         with pytest.raises(StoreError) as caught:
             read(tmp_path)
-        assert str(caught.value).startswith(f"{path} is "), content
+        assert re.match(re.escape(str(path)) + " (is|was) ", str(caught.value)), content
         assert re.search(r"Delete it, then run the same evaluation|Read it with the version", str(caught.value))
     path.unlink()
     with pytest.raises(StoreError, match=f"{name} is missing"):
@@ -235,11 +247,28 @@ def test_a_damaged_file_is_an_error_that_names_it_and_says_what_to_do(tmp_path: 
         read(tmp_path)
 
 
+def test_a_finished_run_is_sealed(tmp_path: Path) -> None:
+    """One changed digit in the scores, or one answer more or less, and nothing is shown."""
+    with Run(filled(tmp_path), MANIFEST) as run:
+        run.finish(replace(SCORES, scores=(SCORE,)), [], complete=True)
+    assert read_scores(tmp_path).scores == (SCORE,)
+    path = tmp_path / "scores.json"
+    whole = path.read_text()
+    path.write_text(whole.replace("50.0", "90.0"))
+    with pytest.raises(StoreError, match=r"scores\.json was edited"):
+        read_scores(tmp_path)
+    path.write_text(whole)
+    answers = tmp_path / ANSWERS
+    answers.write_bytes(b"".join(answers.read_bytes().splitlines(keepends=True)[:-1]))
+    with pytest.raises(StoreError, match=r"answers\.jsonl changed after the run was finished"):
+        read_scores(tmp_path)
+
+
 def test_answers_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     filled(tmp_path)
     (tmp_path / ANSWERS).unlink()
     (tmp_path / ANSWERS).mkdir()
-    with pytest.raises(StoreError, match=r"answers\.jsonl cannot be read \(Is a directory\)"), Run(tmp_path, MANIFEST):
+    with pytest.raises(StoreError, match=r"answers\.jsonl cannot be written"), Run(tmp_path, MANIFEST):
         pass
     with pytest.raises(StoreError, match=r"answers\.jsonl cannot be read"):
         read_answers(tmp_path)
@@ -253,20 +282,25 @@ def read_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("filelock.FileLock.acquire", refuse)
     monkeypatch.setattr("tempfile.mkstemp", refuse)
-    monkeypatch.setattr("builtins.open", refuse)
+    really_open = open
+
+    def read_only_open(file: Any, mode: str = "r", *rest: Any, **named: Any) -> Any:
+        return really_open(file, mode, *rest, **named) if set(mode) <= set("rbt") else refuse()
+
+    monkeypatch.setattr("builtins.open", read_only_open)
 
 
 def test_a_finished_run_opens_on_a_disk_that_can_only_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Run(filled(tmp_path), MANIFEST) as run:
-        run.finish({"scores": []}, complete=True)
+        run.finish(SCORES, [], complete=True)
     read_only(monkeypatch)
     with Run(tmp_path, MANIFEST) as run:
         assert list(run.answers) == ["0", "1", "2"]
-        run.finish({"scores": []}, complete=True)  # nothing changes, so nothing is written
+        run.finish(SCORES, [], complete=True)  # nothing changes, so nothing is written
         for change in (
             lambda: run.append([answer(3)]),
             lambda: run.log(event="start"),
-            lambda: run.finish({"scores": [1]}, complete=True),
+            lambda: run.finish(replace(SCORES, n=4), [], complete=True),
         ):
             with pytest.raises(StoreError, match=r"cannot be written \(Read-only file system\)"):
                 change()
@@ -297,11 +331,11 @@ def test_damaged_telemetry_harms_nothing(tmp_path: Path) -> None:
 
 def test_derived_files_come_last_and_done_only_when_complete(tmp_path: Path) -> None:
     with Run(tmp_path, MANIFEST) as run:
-        run.finish({"scores": []}, complete=False)
+        run.finish(SCORES, [], complete=False)
         assert not (tmp_path / "DONE").exists()
-        run.finish({"scores": []}, complete=True)
+        run.finish(SCORES, [], complete=True)
     assert (tmp_path / "DONE").exists()
-    assert json.loads((tmp_path / "scores.json").read_text()) == {"format": 1, "scores": []}
+    assert read_scores(tmp_path) == SCORES
     assert not list(tmp_path.glob(".scores.json*"))
 
 

@@ -5,32 +5,40 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import json
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import vlmamba_eval
 from tests.toys import ToyAdapter
+from vlmamba_eval.adapter import AdapterInfo
 from vlmamba_eval.baselines import DEFAULT, choose, published
 from vlmamba_eval.dataset import load_dataset
+from vlmamba_eval.manifest import DataIdentity, Manifest, TaskIdentity
 from vlmamba_eval.report import text
 from vlmamba_eval.report.console import show
 from vlmamba_eval.report.tables import COLUMNS, RunScores, board, load_runs, markdown, spoken, tidy, write_leaderboard
 from vlmamba_eval.run import evaluate
-from vlmamba_eval.types import StoreError, UsageError
+from vlmamba_eval.store import find_runs
+from vlmamba_eval.types import Mark, Score, Scores, UsageError
 
 
-def scores(model: str = "ours", task: str = "pope", marks: tuple[str, ...] = (), **more: object) -> RunScores:
-    row = {
-        "metric": "mean_f1", "split": "all", "category": "all", "value": 85.5, "ci_low": 84.0, "ci_high": 86.5,
-        "n": 8910, "n_images": 500, "n_unparsed": 3, "n_missing": 0, "n_error": 0, "n_truncated": 0, "headline": True,
-    }  # fmt: skip
-    values = {
-        "model": model, "task": task, "title": "POPE", "split": "all", "headline": "mean_f1", "scoring": "generate",
-        "marks": list(marks), "n": 8910, "n_missing": 0, "n_error": 0, "scores": [row],
-    }  # fmt: skip
-    return RunScores(f"runs/{model}/{task}/0123456789ab", values | more)
+def scores(
+    model: str = "ours", task: str = "pope", marks: tuple[Mark, ...] = (), weights: str = "sha256:0", **more: Any
+) -> RunScores:
+    row = Score("mean_f1", "all", "all", 85.5, 84.0, 86.5, 8910, 500, 3, 0, 0, 0, True)
+    found = Scores(model, task, "POPE", "all", "mean_f1", "generate", None, marks, 8910, 0, 0, (row,))
+    info = AdapterInfo(model, weights, "cpu", "float32")
+    manifest = Manifest(TaskIdentity(task, 1, "all", "llava-1.5"), DataIdentity(8910, "0"), model=info)
+    return RunScores(f"runs/{model}/{task}/0123456789ab", replace(found, **more), manifest)
+
+
+def with_row(run: RunScores, **changes: Any) -> RunScores:
+    """The same run, its only score changed."""
+    return replace(run, scores=replace(run.scores, scores=(replace(run.scores.scores[0], **changes),)))
 
 
 def test_measured_and_published_rows_cannot_be_confused() -> None:
@@ -69,7 +77,7 @@ def test_the_tidy_table_has_one_row_a_metric_and_the_documented_columns() -> Non
 def test_the_leaderboard_is_the_headline_rows_of_the_tidy_table(tmp_path: Path) -> None:
     import pandas as pd
 
-    runs = [scores(), scores(task="mmvet", headline="score", marks=("UNSCORED",), scores=[])]
+    runs = [scores(), scores(task="mmvet", headline="score", marks=("UNSCORED",), scores=())]
     write_leaderboard(tmp_path, runs, choose(["llava-1.5-7b", "vl-mamba"]))
     frame = pd.read_csv(tmp_path / "leaderboard.csv")
     assert frame["headline"].dtype == bool
@@ -93,13 +101,12 @@ def test_likelihood_scores_stand_under_their_own_name() -> None:
 
 
 def test_two_runs_of_one_task_are_two_rows_named_by_their_key() -> None:
-    other = scores()
-    table = board([scores(), RunScores("runs/ours/pope/fedcba987654", other.values)], [])
-    assert [row[0] for row in table.rows] == ["ours", "ours #fedcba"]
+    table = board([scores(), replace(scores(), source="runs/ours/pope/fedcba987654")], [])
+    assert [row[0] for row in table.rows] == ["ours #012345", "ours #fedcba"]
 
 
 def test_an_unscored_run_has_a_row_without_a_value() -> None:
-    run = scores(marks=("UNSCORED",), scores=[])
+    run = scores(marks=("UNSCORED",), scores=())
     assert board([run], []).rows[0][3] == ("-",)
     [row] = tidy([run], []).to_dict("records")
     assert row["status"] == "measured UNSCORED"
@@ -110,8 +117,7 @@ EVIL = "=cmd|'/c calc'!A1\n| x <script> [here](http://a.b) `c` \x1b[31m\x9b2J\x0
 
 
 def test_foreign_names_are_harmless_in_a_spreadsheet_and_in_markdown(tmp_path: Path) -> None:
-    run = scores(model=EVIL, judge=EVIL, task="unknown")
-    run.values["scores"][0]["category"] = EVIL
+    run = with_row(scores(model=EVIL, judge=EVIL, task="unknown"), category=EVIL)
     write_leaderboard(tmp_path, [run], [])
     with open(tmp_path / "leaderboard.csv", newline="") as file:
         row = next(csv.DictReader(file))
@@ -168,7 +174,7 @@ def test_a_run_of_the_toy_gives_a_board(tmp_path: Path) -> None:
 
     data = write_toy_data(tmp_path / "data")
     outcome = evaluate(ToyAdapter(), [load_dataset(ToyTask(), str(data))], tmp_path)[0]
-    table = board([RunScores("r", outcome.scores)], [])
+    table = board(load_runs([outcome.folder], tmp_path), [])
     assert table.headers == ("Toy accuracy",)
 
 
@@ -193,13 +199,46 @@ def test_an_unknown_baseline_names_the_nearest() -> None:
 
 def test_a_published_number_of_another_split_says_so_in_its_cell() -> None:
     vqa = scores(task="vqav2", title="VQAv2", split="val2014", headline="accuracy")
-    vqa.values["scores"][0].update(metric="accuracy", split="val2014")
+    vqa = with_row(vqa, metric="accuracy", split="val2014")
     assert board([vqa], choose(["llava-1.5-7b"])).rows[1][3] == ("78.5† (test-dev2015)",)
 
 
-def test_a_mark_that_nobody_can_explain_is_not_dropped(tmp_path: Path) -> None:
-    values = scores(marks=("ODD",)).values
-    rows = [score | {"plain": False} for score in values["scores"]]
-    (tmp_path / "scores.json").write_text(json.dumps({**values, "format": 1, "judge": None, "scores": rows}))
-    with pytest.raises(StoreError, match=r"scores\.json: what the mark 'ODD' means is not known"):
-        load_runs([tmp_path], tmp_path)
+def test_models_of_one_name_are_rows_of_their_own_and_say_how_they_differ(tmp_path: Path) -> None:
+    """Two checkpoints and two precisions under one name: four rows, in the table and in the CSV."""
+    from tests.toys import ToyTask, write_toy_data
+
+    data = write_toy_data(tmp_path / "data")
+    for weights in ("sha256:aaaaaaaa", "sha256:bbbbbbbb"):
+        for dtype in ("float32", "bfloat16"):
+            adapter = ToyAdapter()
+            adapter.info = replace(adapter.info, weights=weights, dtype=dtype)
+            evaluate(adapter, [load_dataset(ToyTask(), str(data))], tmp_path)
+    runs = load_runs(find_runs(tmp_path), tmp_path)
+    assert [row[0] for row in board(runs, []).rows] == [
+        "toy-model (sha256 aaaaaa) (bfloat16)",
+        "toy-model (sha256 aaaaaa) (float32)",
+        "toy-model (sha256 bbbbbb) (bfloat16)",
+        "toy-model (sha256 bbbbbb) (float32)",
+    ]
+    frame = vlmamba_eval.load_runs(tmp_path)
+    headlines = frame[frame["headline"].astype(bool)]
+    assert len(set(zip(headlines["weights"], headlines["dtype"], strict=True))) == 4
+    assert len(set(headlines["model_key"])) == len(set(headlines["key"])) == 4
+
+
+def test_one_models_tasks_are_one_row() -> None:
+    assert [row[0] for row in board([scores(), scores(task="gqa")], []).rows] == ["ours"]
+
+
+def test_verdicts_are_one_row_per_question(tmp_path: Path) -> None:
+    from tests.toys import ToyTask, write_toy_data
+
+    data = write_toy_data(tmp_path / "data")
+    outcome = evaluate(ToyAdapter(), [load_dataset(ToyTask(), str(data))], tmp_path)[0]
+    frame = vlmamba_eval.load_verdicts(outcome.folder)
+    assert len(frame) == 24
+    first = frame.iloc[0]
+    assert (first["model"], first["id"], first["gold"], first["answer"], first["credit"]) == (
+        "toy-model", "0-0", "red", "red", 1.0,
+    )  # fmt: skip
+    assert 100 * frame["credit"].mean() == outcome.scores.scores[0].value

@@ -98,7 +98,9 @@ class VLMambaForLmms(lmms):
         for (_, questions), outcomes in zip(groups, answered, strict=True):
             for key, outcome in zip(questions, outcomes, strict=True):
                 if isinstance(outcome, Failure):
-                    raise EvalError(f"{self.adapter.info.name} could not answer {questions[key].text!r}: {outcome.message}")
+                    raise EvalError(
+                        f"{self.adapter.info.name} could not answer {questions[key].text!r}: {outcome.message}"
+                    )
                 new[key] = outcome.text
         known.update(new)
         if self.journal is not None:

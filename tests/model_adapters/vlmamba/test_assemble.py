@@ -185,13 +185,14 @@ def test_what_is_missing_is_named(tmp_path: Path, micro: ModelConfig, siglip: st
 def test_an_assembled_checkpoint_answers(tmp_path: Path, micro: ModelConfig, siglip: str, tokenizer: Tokenizer) -> None:
     from PIL import Image
 
-    from vlmamba_eval.model_adapters import registry
-    from vlmamba_eval.types import ImageQuestions, Question
+    from vlmamba_eval import registry
+    from vlmamba_eval.types import Generation, ImageQuestions, Question
 
     native_mamba(tmp_path / "mamba", micro)
-    adapter = registry.load(str(build(micro, tmp_path, siglip)), device="cpu")
+    adapter = registry.load(str(build(micro, tmp_path, siglip)), {"device": "cpu"})
     assert adapter.info.untrained
     assert adapter.info.weights.startswith("sha256:")
     image = adapter.prepare(Image.new("RGB", (50, 30), "red"))
     [[answer]] = adapter.generate([ImageQuestions(image, (Question("What is it?", 3),))])
+    assert isinstance(answer, Generation)
     assert answer.n_tokens <= 3

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from vlmamba_eval import registry
 from vlmamba_eval.dataset import has_samples, load_dataset
 from vlmamba_eval.images import open_image
-from vlmamba_eval.model_adapters import registry
 from vlmamba_eval.model_adapters.vlmamba.adapter import TINY
 from vlmamba_eval.plan import plan
 from vlmamba_eval.registry import all_tasks
@@ -16,8 +16,8 @@ from vlmamba_eval.types import ImageQuestions, Question
 @pytest.mark.slow
 @pytest.mark.skipif(not (TINY / "model.safetensors").is_file(), reason="the bundled weights are not here")
 def test_sharing_changes_no_answer_on_any_sample() -> None:
-    adapter = registry.load("vlmamba-tiny", device="cpu")
-    plain = registry.load("vlmamba-tiny", device="cpu", sharing=False)
+    adapter = registry.load("vlmamba-tiny", {"device": "cpu"})
+    plain = registry.load("vlmamba-tiny", {"device": "cpu", "sharing": False})
     wanted = [
         (task.info.name, sample, Question(task.prompt(sample), 16))
         for task in all_tasks().values()

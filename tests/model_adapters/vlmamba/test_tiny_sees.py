@@ -8,10 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from vlmamba_eval.adapter import Deferred
 from vlmamba_eval.registry import load
 from vlmamba_eval.tasks.samples.unseen import Answerer, Score, measure, noise
-from vlmamba_eval.types import ImageQuestions, Question
+from vlmamba_eval.types import Generation, ImageQuestions, Question
 
 FLOORS = {
     "pope_mean_f1": 90,
@@ -39,13 +38,12 @@ BLIND = {
 @pytest.fixture(scope="module")
 def answer() -> Answerer:
     torch.set_num_threads(1)
-    loaded = load("vlmamba-tiny", device="cpu")
-    adapter = loaded.load() if isinstance(loaded, Deferred) else loaded
+    adapter = load("vlmamba-tiny", {"device": "cpu"})
 
     def answerer(picture: Image.Image, prompts: Sequence[str]) -> list[str]:
         questions = tuple(Question(prompt, max_new_tokens=16) for prompt in prompts)
         (generations,) = adapter.generate([ImageQuestions(adapter.prepare(picture), questions)])
-        return [generation.text for generation in generations]
+        return [generation.text for generation in generations if isinstance(generation, Generation)]
 
     return answerer
 

@@ -27,8 +27,8 @@ def bridge(monkeypatch: pytest.MonkeyPatch) -> Any:
         for name in ("lmms_eval", "lmms_eval.api", "lmms_eval.api.model"):
             monkeypatch.setitem(sys.modules, name, ModuleType(name))
         sys.modules["lmms_eval.api.model"].lmms = Base  # type: ignore[attr-defined]
-    monkeypatch.delitem(sys.modules, "vlmamba_eval.model_adapters.lmms.model", raising=False)
-    import vlmamba_eval.model_adapters.lmms.model as module
+    monkeypatch.delitem(sys.modules, "vlmamba_eval.bridges.lmms_eval", raising=False)
+    import vlmamba_eval.bridges.lmms_eval as module
 
     monkeypatch.setattr(module, "load", lambda *_, **__: ToyAdapter())
     return module
@@ -81,8 +81,8 @@ def test_several_images_in_one_request_are_refused(bridge: Any) -> None:
 
 def test_lmms_evals_own_registry_finds_the_model() -> None:
     registry = pytest.importorskip("lmms_eval.models.registry_v2")
-    from vlmamba_eval.model_adapters.lmms import manifests
+    from vlmamba_eval.bridges import lmms_manifests
 
-    [manifest] = manifests()
+    [manifest] = lmms_manifests()
     assert isinstance(manifest, registry.ModelManifest)
     assert manifest.model_id == "vlmamba"

@@ -79,9 +79,10 @@ def test_questions_have_the_lengths_of_the_profile(nano: Subject) -> None:
 
 
 def test_questions_have_the_lengths_of_the_profile_in_a_models_own_tokenizer() -> None:
+    from vlmamba_eval.model_adapters.vlmamba import Options
     from vlmamba_eval.model_adapters.vlmamba.adapter import VLMambaAdapter, load
 
-    adapter = load("vlmamba-tiny", device="cpu", random_init=True)
+    adapter = load("vlmamba-tiny", Options(device="cpu", random_init=True))
     assert isinstance(adapter, VLMambaAdapter)
     subject = of_adapter(adapter)
     image = AboutImage(tuple(Asked(tokens, 2) for tokens in range(20, 42)), 22)

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from tests.toys import ToyAdapter, ToyTask, write_toy_data
-from vlmamba_eval import finished
 from vlmamba_eval.dataset import load_dataset
-from vlmamba_eval.finished import judge, submit
+from vlmamba_eval.judge import judge
 from vlmamba_eval.prepare import inspect
 from vlmamba_eval.run import evaluate
 from vlmamba_eval.store import Run, read_manifest, read_scores
-from vlmamba_eval.types import DataError, StoreError, UsageError, Verdict
+from vlmamba_eval.submit import submit
+from vlmamba_eval.types import DataError, Loaded, StoreError, UsageError
 
 
 class Judged(ToyTask):
@@ -27,21 +27,27 @@ class Judged(ToyTask):
         self.info = dataclasses.replace(self.info, scored="judge", sources=("Colours: draw them yourself",))
 
     def load(self, data):
-        return [dataclasses.replace(sample, target=None) for sample in super().load(data)]
+        return Loaded([dataclasses.replace(sample, target=None) for sample in super().load(data).samples])
 
-    def submit(self, samples, answers, folder):
+    def submit(self, samples, answers, folder, extra):
         path = folder / "answers.json"
         path.write_text(json.dumps([answers[sample.id] for sample in samples]))
         return [path]
 
-    def judge(self, samples, answers, cache, url, model, judged=lambda done, total: None):
-        judged(len(answers), len(answers))
-        return {key: Verdict("?", float(text == "red")) for key, text in answers.items()}
+    def judge_messages(self, sample, answer):
+        return [{"role": "user", "content": answer}]
+
+    def read_judgement(self, reply):
+        return float(reply == "red")
 
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("vlmamba_eval.registry.all_tasks", lambda: {"toy": Judged()})
+    monkeypatch.setattr(
+        "vlmamba_eval.judge._asker",
+        lambda url, model, read: lambda turns: (turns[0]["content"], read(turns[0]["content"])),
+    )
     return write_toy_data(tmp_path / "data")
 
 
@@ -83,28 +89,28 @@ def test_moved_data_is_asked_for_and_other_data_refused(data: Path, tmp_path: Pa
     with pytest.raises(DataError, match=r"does not hold the questions that .* answered"):
         submit(folder, str(moved))
     (folder / "telemetry.jsonl").unlink()
-    with pytest.raises(UsageError, match="does not say where its data lay; give it with --data"):
+    with pytest.raises(UsageError, match="does not say where its data was; give it with --data"):
         submit(folder)
 
 
 def test_a_judge_scores_a_run_under_its_own_name(data: Path, tmp_path: Path) -> None:
     folder = answered(data, tmp_path)
-    assert read_scores(folder)["marks"] == ["UNSCORED"]
+    assert read_scores(folder).marks == ("UNSCORED",)
     said: list[tuple[int, int]] = []
     judge(folder, "http://x", "likes-red", judged=lambda done, total: said.append((done, total)))
     scores = read_scores(folder)
-    assert (scores["judge"], scores["marks"], scores["scores"][0]["value"]) == ("likes-red", [], 50.0)
+    assert (scores.judge, scores.marks, scores.scores[0].value) == ("likes-red", (), 50.0)
     assert (folder / "DONE").exists()
-    assert said == [(24, 24)]
-    assert evaluate(ToyAdapter(), [load_dataset(Judged(), str(data))], tmp_path)[0].scores["judge"] == "likes-red"
+    assert said[-1] == (24, 24)
+    assert evaluate(ToyAdapter(), [load_dataset(Judged(), str(data))], tmp_path)[0].scores.judge == "likes-red"
 
 
 def test_a_failed_answer_stays_a_failure_under_the_judge(data: Path, tmp_path: Path) -> None:
     (data / "toy" / "images" / "2.png").unlink()
     folder = answered(data, tmp_path)
-    score = judge(folder, "http://x", "likes-red")["scores"][0]
-    assert (score["n"], score["n_error"], score["n_missing"]) == (24, 4, 0)
-    assert score["value"] == pytest.approx(100 * 8 / 24)
+    score = judge(folder, "http://x", "likes-red").scores[0]
+    assert (score.n, score.n_error, score.n_missing) == (24, 4, 0)
+    assert score.value == pytest.approx(100 * 8 / 24)
     assert not (folder / "DONE").exists()
 
 
@@ -113,19 +119,14 @@ def test_a_judge_counts_answers_that_got_lost_and_leaves_the_run_incomplete(data
     path = folder / "answers.jsonl"
     path.write_bytes(path.read_bytes()[:-5])
     scores = judge(folder, "http://x", "likes-red")
-    assert (scores["n_missing"], scores["marks"]) == (1, ["INCOMPLETE"])
+    assert (scores.n_missing, scores.marks) == (1, ("INCOMPLETE",))
     assert not (folder / "DONE").exists()
 
 
-def test_a_place_where_no_judgement_can_be_written_is_named(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(30, "Read-only file system")
-
+def test_a_place_where_no_judgement_can_be_written_is_named(data: Path, tmp_path: Path) -> None:
     folder = answered(data, tmp_path)
-    monkeypatch.setattr(Judged, "judge", refuse)
-    with pytest.raises(StoreError, match=r"judgements\.jsonl cannot be written \(Read-only file system\)"):
+    (folder / "judgements.jsonl").mkdir()
+    with pytest.raises(StoreError, match=r"judgements\.jsonl cannot be written \(Is a directory\)"):
         judge(folder, "http://x", "likes-red")
 
 
@@ -135,7 +136,7 @@ def test_two_judges_do_not_write_to_one_run(data: Path, tmp_path: Path) -> None:
         judge(folder, "http://x", "likes-red")
 
 
-@pytest.mark.parametrize("action", [finished.submit, lambda folder: judge(folder, "http://x", "m")])
+@pytest.mark.parametrize("action", [submit, lambda folder: judge(folder, "http://x", "m")])
 def test_what_is_no_run_is_refused(tmp_path: Path, action: Callable[[Path], object]) -> None:
     with pytest.raises(StoreError, match=r"manifest\.json is missing\. Is this a run folder"):
         action(tmp_path)
