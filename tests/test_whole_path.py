@@ -140,7 +140,7 @@ def spoil(folder: Path, what: str) -> str:
     lines = questions.read_text().splitlines()
     if what == "missing image":
         picture.unlink()
-        return f"{picture} is missing"
+        return f"({picture}): the image is missing"
     if what == "truncated image":
         picture.write_bytes(picture.read_bytes()[:200])
         return "damaged image"

@@ -20,9 +20,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vlmamba_eval.model_adapters.shared.pixels import prepare
 from vlmamba_eval.model_adapters.shared.template import IMAGE, Segment, render
 from vlmamba_eval.model_adapters.vlmamba.config import ModelConfig
-from vlmamba_eval.model_adapters.vlmamba.vision import prepare
 from vlmamba_eval.types import DataError
 
 from .recipe import Data, Stage
