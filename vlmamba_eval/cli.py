@@ -140,6 +140,13 @@ class _Commands(click.Group):
     show_default=True,
     help="Up to so many failed questions still count as complete.",
 )
+@click.option("--workers", metavar="N", type=click.IntRange(min=1), help="Answer on N processes, one GPU each (Ray).")
+@click.option("--ray", metavar="ADDRESS", help="Answer on the workers of a Ray cluster.")
+@click.option(
+    "--shard",
+    metavar="I/N",
+    help="Answer part I of N alone, into OUT/shards/I-of-N; `merge` puts the parts together and scores them.",
+)
 @click.option(
     "--include",
     metavar="FILE|DIR",
@@ -198,16 +205,24 @@ def _evaluate(
     scoring: str,
     allow_partial: bool,
     max_errors: int,
+    workers: int | None,
+    ray: str | None,
+    shard: str | None,
     include: tuple[Path, ...],
     model_options: tuple[str, ...],
     seed: int,
     **shorthands: Any,
 ) -> int:
+    from functools import partial
+
     from vlmamba_eval.dataset import load_dataset
     from vlmamba_eval.registry import defer, find_family, options_of, registry
     from vlmamba_eval.report.console import ConsoleProgress
-    from vlmamba_eval.run import evaluate
+    from vlmamba_eval.run import answer_share, evaluate
 
+    part = _shard(shard)
+    if part and (workers or ray):
+        raise UsageError("--shard is for machines without Ray; leave out --workers and --ray.")
     for path in include:
         registry().include(path)
     chosen = _tasks(tasks)
@@ -224,20 +239,44 @@ def _evaluate(
     datasets = [
         load_dataset(task, task.data or data, limit=limit, seed=seed, allow_partial=allow_partial) for task in chosen
     ]
-    progress = ConsoleProgress()
-    try:
-        outcomes = evaluate(
-            adapter,
-            datasets,
-            out,
-            scoring=scoring,  # type: ignore[arg-type] - click checks the choices
-            batch_tokens=batch_tokens,
-            max_errors=max_errors,
-            progress=progress,
+    answering = None
+    if workers or ray:
+        from vlmamba_eval.workers import Recipe, answer_on_workers
+
+        recipe = Recipe(model, options, include, scoring, batch_tokens)  # type: ignore[arg-type] - click checks
+        info = adapter.info
+        answering = partial(
+            answer_on_workers,
+            recipe,
+            device=info.device,
+            image_tokens=info.image_tokens,
+            workers=workers,
+            address=ray,
         )
+    progress = ConsoleProgress()
+    shared: dict[str, Any] = {"scoring": scoring, "batch_tokens": batch_tokens, "progress": progress}
+    try:
+        if part:
+            folder = out / "shards" / f"{part[0]}-of-{part[1]}"
+            answered, failed = answer_share(adapter, datasets, folder, *part, **shared)
+            progress.close()
+            _say(f"Part {part[0]} of {part[1]}: {answered:,} questions answered, {failed:,} failed.")
+            _say(f"When all parts are there: vlmamba-eval merge {out / 'shards'} --out {out}")
+            return INCOMPLETE if failed > max_errors else COMPLETE
+        outcomes = evaluate(adapter, datasets, out, max_errors=max_errors, answering=answering, **shared)
     finally:
         progress.close()
     return _finish(outcomes, out, "Run the same command again: it asks again what has no answer.")
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    """`I/N` as numbers."""
+    if text is None:
+        return None
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise UsageError(f"--shard {text}: expected I/N, the part from 1 to N and their number, for example 3/8.")
+    return int(number), int(of)
 
 
 def _model_options(given: tuple[str, ...]) -> dict[str, Any]:
@@ -291,6 +330,22 @@ def score(task: str, answers: Path, data: str, out: Path, name: str | None, allo
     dataset = load_dataset(get_task(task), data, allow_partial=allow_partial)
     outcome = score_answers(dataset, answers, out, name)
     sys.exit(_finish([outcome], out, f"Add the missing answers to {answers} and run the same command again."))
+
+
+@cli.command(short_help="Put together what --shard answered, and score it.")
+@click.argument("shares", nargs=-1, required=True, metavar="FOLDER...", type=click.Path(path_type=Path))
+@click.option("--data", metavar="hub|DIR", help="Where the benchmarks are. Default: where the parts read them.")
+@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
+@click.option("--max-errors", type=click.IntRange(min=0), default=0, show_default=True)
+def merge(shares: tuple[Path, ...], data: str | None, out: Path, max_errors: int) -> None:
+    """Put together the answers of `--shard 1/N` to `--shard N/N`, and score them as one run.
+
+    FOLDER... are the folders that the parts were written to, or a folder above them. What is missing is counted.
+    """
+    from vlmamba_eval.merge import merge as together
+
+    outcomes = together(shares, out, data, max_errors)
+    sys.exit(_finish(outcomes, out, "Run the parts again whose answers are missing, then merge again."))
 
 
 @cli.command(short_help="Show the tables again, from runs on disk.")

@@ -13,12 +13,12 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from vlmamba_eval.files import cannot_write
+from vlmamba_eval.files import cannot_write, sync_folder
 from vlmamba_eval.types import StoreError
 
 _LINE = re.compile(rb'(?P<body>.*), "crc": "(?P<crc>[0-9a-f]{8})"\}\Z', re.DOTALL)
@@ -114,6 +114,26 @@ class Journal:
                 os.ftruncate(self._file.fileno(), self._size)
             raise StoreError(cannot_write(self.path, error)) from error
         self._size += len(lines)
+
+    def rewrite(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Put these records in the place of all that is there, at once: a reader sees the old file or the new one.
+
+        Raises `StoreError`; the old file then stays.
+        """
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        try:
+            with open(temporary, "wb") as file:
+                for record in records:
+                    file.write(encode(record))
+                file.flush()
+                os.fsync(file.fileno())
+            self.close()
+            os.replace(temporary, self.path)
+            sync_folder(self.path.parent)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise StoreError(cannot_write(self.path, error)) from error
+        self.__enter__()
 
 
 def _whole_lines(path: Path) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from vlmamba_eval.images import read_image
@@ -69,6 +69,16 @@ def unanswered(groups: Iterable[ImageJobs], answered: Callable[[str, str], bool]
         if jobs:
             left.append(ImageJobs(group.image, jobs))
     return left
+
+
+def share(groups: Sequence[ImageJobs], image_tokens: int, number: int, of: int) -> list[ImageJobs]:
+    """The part of a plan that machine `number` (from 1) of `of` answers: whole images, of about equal size in all.
+
+    Together the shares are the plan, whatever machine makes them.
+    """
+    sizes = [estimated_tokens(group, image_tokens) for group in groups]
+    by_size = sorted(range(len(groups)), key=lambda i: (-sizes[i], i))
+    return [groups[i] for i in sorted(by_size[number - 1 :: of])]
 
 
 def batches(groups: Iterable[ImageJobs], image_tokens: int, budget: int) -> Iterator[list[ImageJobs]]:

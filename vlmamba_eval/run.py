@@ -9,17 +9,18 @@ from __future__ import annotations
 import platform
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vlmamba_eval import __version__
 from vlmamba_eval.adapter import Adapter, AdapterInfo, Deferred, ReportsTelemetry
 from vlmamba_eval.dataset import Dataset
-from vlmamba_eval.generate import generate
+from vlmamba_eval.generate import Answered, generate
 from vlmamba_eval.manifest import Decoding, Manifest, task_identity
-from vlmamba_eval.plan import plan, unanswered
+from vlmamba_eval.plan import ImageJobs, plan, share, unanswered
 from vlmamba_eval.score import score, verdict_rows
 from vlmamba_eval.store import SCORES, Run, read_scores
 from vlmamba_eval.task import Ranks, RanksItsOwnWay
@@ -35,6 +36,10 @@ class Outcome:
     complete: bool
 
 
+Answering = Callable[[Sequence[ImageJobs], Callable[[str], None]], Iterator[list[Answered]]]
+"""From groups of questions, and where to send notes, to batches of answers: here, or on other machines."""
+
+
 def evaluate(
     adapter: Adapter | Deferred,
     datasets: Sequence[Dataset],
@@ -44,55 +49,106 @@ def evaluate(
     batch_tokens: int | None = None,
     max_errors: int = 0,
     progress: Progress | None = None,
+    answering: Answering | None = None,
 ) -> list[Outcome]:
     """Answer every question of every data set that has no answer yet, and score.
 
     Images are shared by the tasks of the run. `batch_tokens` is the budget of one batch (None: by device). Questions
     whose image can't be read, and those that the adapter can't answer, get a typed failure; the next run tries them
-    again. A deferred adapter is loaded only if questions are left.
+    again. A deferred adapter is loaded only if questions are left, and never if `answering` has others answer them.
     """
-    progress = progress or Progress()
+    with ExitStack() as stack:
+        runs = _answer(stack, adapter, datasets, out, scoring, batch_tokens, progress or Progress(), answering)
+        return [conclude(dataset, run, max_errors) for dataset, run in zip(datasets, runs, strict=True)]
+
+
+def answer_share(
+    adapter: Adapter | Deferred,
+    datasets: Sequence[Dataset],
+    out: Path,
+    number: int,
+    of: int,
+    *,
+    scoring: Scoring = "generate",
+    batch_tokens: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[int, int]:
+    """Answer one of `of` equal parts of the plan, without scoring: (questions answered, questions failed).
+
+    `merge.merge` puts the parts together.
+    """
+    with ExitStack() as stack:
+        part = number, of
+        runs = _answer(stack, adapter, datasets, out, scoring, batch_tokens, progress or Progress(), None, part)
+        failed = sum(answer.failure is not None for run in runs for answer in run.answers.values())
+        return sum(len(run.answers) for run in runs) - failed, failed
+
+
+def _answer(
+    stack: ExitStack,
+    adapter: Adapter | Deferred,
+    datasets: Sequence[Dataset],
+    out: Path,
+    scoring: Scoring,
+    batch_tokens: int | None,
+    progress: Progress,
+    answering: Answering | None,
+    part: tuple[int, int] | None = None,
+) -> list[Run]:
+    """Open a run for each data set, and store an answer to every question of the plan that has none."""
     names = [dataset.task.info.name for dataset in datasets]
     manifests = [manifest_of(dataset, adapter.info, scoring) for dataset in datasets]
-    questions = [[question(dataset, sample, scoring) for sample in dataset.samples] for dataset in datasets]
-    with ExitStack() as stack:
-        runs = {
-            name: stack.enter_context(Run(manifest.folder(out), manifest))
-            for name, manifest in zip(names, manifests, strict=True)
-        }
-        wanted = [
-            (name, sample, asked)
-            for name, dataset, all_asked in zip(names, datasets, questions, strict=True)
-            for sample, asked in zip(dataset.samples, all_asked, strict=True)
-        ]
-        todo = unanswered(plan(wanted), lambda name, sample_id: runs[name].state(sample_id) == "ok")
-        left = sum(len(job.recipients) for group in todo for job in group.jobs)
-        progress.start(sum(group.image is not None for group in todo), left, len(wanted) - left)
-        if todo:
-            for dataset, run in zip(datasets, runs.values(), strict=True):
-                run.log(event="start", time=time.time(), data=dataset.source, version=__version__, **_host())
-            loaded = adapter.load() if isinstance(adapter, Deferred) else adapter
-            for batch in generate(loaded, todo, scoring=scoring, batch_tokens=batch_tokens, note=progress.note):
-                lines: dict[str, list[Answer]] = defaultdict(list)
-                for answered in batch:
-                    for job, outcome in zip(answered.group.jobs, answered.outcomes, strict=True):
-                        failed = isinstance(outcome, Failure)
-                        for name, sample_id in job.recipients:
-                            answer = Answer(sample_id, None, outcome) if failed else Answer(sample_id, outcome)
-                            lines[name].append(answer)
-                for name, answers in lines.items():  # on the disk before anything else is done with them
-                    runs[name].append(answers)
-                done = [answer for answers in lines.values() for answer in answers]
-                images = sum(answered.group.image is not None for answered in batch)
-                progress.advance(images, len(done), sum(answer.failure is not None for answer in done))
-            used = dict(loaded.telemetry()) if isinstance(loaded, ReportsTelemetry) else {}
-            for run in runs.values():
-                run.log(event="end", time=time.time(), **used)
-        return [conclude(dataset, run, max_errors) for dataset, run in zip(datasets, runs.values(), strict=True)]
+    wanted = [
+        (name, sample, question(dataset, sample, scoring))
+        for name, dataset in zip(names, datasets, strict=True)
+        for sample in dataset.samples
+    ]
+    runs = {
+        name: stack.enter_context(Run(manifest.folder(out), manifest))
+        for name, manifest in zip(names, manifests, strict=True)
+    }
+    groups = plan(wanted)
+    if part is not None:
+        groups = share(groups, adapter.info.image_tokens, *part)
+    todo = unanswered(groups, lambda name, sample_id: runs[name].state(sample_id) == "ok")
+    left, planned = (sum(len(job.recipients) for group in some for job in group.jobs) for some in (todo, groups))
+    progress.start(sum(group.image is not None for group in todo), left, planned - left)
+    if not todo:
+        return list(runs.values())
+    for dataset, run in zip(datasets, runs.values(), strict=True):
+        run.log(event="start", time=time.time(), data=dataset.source, version=__version__, **_host())
+    used: dict[str, Any] = {}
+    if answering is None:
+        loaded = adapter.load() if isinstance(adapter, Deferred) else adapter
+        answered_here = generate(loaded, todo, scoring=scoring, batch_tokens=batch_tokens, note=progress.note)
+        _store(answered_here, runs, progress)
+        used = dict(loaded.telemetry()) if isinstance(loaded, ReportsTelemetry) else {}
+    else:
+        _store(answering(todo, progress.note), runs, progress)
+    for run in runs.values():
+        run.log(event="end", time=time.time(), **used)
+    return list(runs.values())
+
+
+def _store(batches: Iterator[list[Answered]], runs: Mapping[str, Run], progress: Progress) -> None:
+    """Write each batch of answers to the runs of those who asked, before the next one is made."""
+    for batch in batches:
+        lines: dict[str, list[Answer]] = defaultdict(list)
+        for answered in batch:
+            for job, outcome in zip(answered.group.jobs, answered.outcomes, strict=True):
+                failed = isinstance(outcome, Failure)
+                for name, sample_id in job.recipients:
+                    lines[name].append(Answer(sample_id, None, outcome) if failed else Answer(sample_id, outcome))
+        for name, answers in lines.items():  # on the disk before anything else is done with them
+            runs[name].append(answers)
+        done = [answer for answers in lines.values() for answer in answers]
+        images = sum(answered.group.image is not None for answered in batch)
+        progress.advance(images, len(done), sum(answer.failure is not None for answer in done))
 
 
 def conclude(dataset: Dataset, run: Run, max_errors: int = 0) -> Outcome:
     """Score what the run has and write its derived files. Failed and missing answers count as wrong, and are named."""
+    run.settle([sample.id for sample in dataset.samples])
     scores, graded = score(dataset, run.manifest, run.answers)
     complete = scores.n_missing == 0 and scores.n_error <= max_errors
     if dataset.task.info.scored == "judge" and (run.folder / SCORES).exists():

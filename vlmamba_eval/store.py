@@ -76,6 +76,7 @@ class Run:
         self.answers: dict[str, Answer] = {}
         self._lock = FileLock(str(folder / ".lock"))
         self._journal = Journal(folder / ANSWERS)
+        self._tried_again = False  # whether the file holds a failed answer beside its later try
 
     def __enter__(self) -> Run:
         try:
@@ -97,7 +98,8 @@ class Run:
             write_atomic(self.folder / ".owner", f"process {os.getpid()} on {socket.gethostname()}\n")
             self._check_manifest()
             self._journal.__enter__()
-            self.answers = read_answers(self.folder)
+            self.answers, n_lines = _read_answers(self.folder)
+            self._tried_again = n_lines > len(self.answers)
             sync_folder(self.folder)
         except BaseException as error:
             self.__exit__(None, None, None)
@@ -129,7 +131,22 @@ class Run:
         """Write answers, one line each, and return once they are on the disk. Raises `StoreError` (disk full)."""
         self._journal.append([_to_record(answer) for answer in answers])
         for answer in answers:
+            self._tried_again |= answer.id in self.answers
             self.answers[answer.id] = answer
+
+    def settle(self, ids: Sequence[str]) -> None:
+        """Put the answers into the order of `ids`, without failures that a later try mended.
+
+        A run that was interrupted, or answered by many workers, so ends with the bytes of an undisturbed one. Nothing
+        is written if they are in order. Raises `StoreError`.
+        """
+        wanted = [self.answers[key] for key in ids if key in self.answers]
+        settled = not self._tried_again and all(a is b for a, b in zip(wanted, self.answers.values(), strict=False))
+        if settled and len(wanted) == len(self.answers):
+            return
+        self._journal.rewrite(map(_to_record, wanted))
+        self.answers = {answer.id: answer for answer in wanted}
+        self._tried_again = False
 
     def state(self, sample_id: str) -> Literal["ok", "missing", "error"]:
         """Whether a sample has its answer, none, or a failure."""
@@ -198,8 +215,14 @@ def read_answers(folder: Path) -> dict[str, Answer]:
 
     A failed answer may be followed by a later try.
     """
+    return _read_answers(folder)[0]
+
+
+def _read_answers(folder: Path) -> tuple[dict[str, Answer], int]:
+    """The answers by sample id, and the number of lines that they were read from."""
     path = folder / ANSWERS
     answers: dict[str, Answer] = {}
+    number = 0
     for number, record in journal.read(path, "answer"):
         try:
             answer = _from_record(record)
@@ -209,7 +232,7 @@ def read_answers(folder: Path) -> dict[str, Answer]:
         if before is not None and before.failure is None:
             raise StoreError(f"{path}:{number}: sample {answer.id!r} has two answers. Delete one of the lines.")
         answers[answer.id] = answer
-    return answers
+    return answers, number
 
 
 def read_verdicts(folder: Path) -> Iterator[dict[str, Any]]:

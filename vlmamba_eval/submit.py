@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vlmamba_eval.dataset import Dataset, load_dataset
 from vlmamba_eval.files import cannot_write
+from vlmamba_eval.manifest import Manifest
 from vlmamba_eval.registry import get_task
 from vlmamba_eval.score import answer_text
 from vlmamba_eval.store import data_source, read_answers, read_manifest
@@ -29,20 +30,8 @@ def reopen(folder: Path, data: str | None = None) -> Finished:
     Raises `DataError` if other questions are there, `UsageError` if it is not known where to look.
     """
     manifest = read_manifest(folder)
-    task = get_task(manifest.task.name)
-    where = data or data_source(folder)
-    if where is None:
-        raise UsageError(f"{folder} does not say where its data was; give it with --data.")
-    limit = manifest.data.limit
-    dataset = load_dataset(
-        task,
-        where,
-        limit=limit.questions if limit else None,
-        seed=limit.seed if limit else 0,
-        allow_partial=True,
-    )
-    if dataset.identity.sha256 != manifest.data.sha256:
-        raise DataError(f"{where} does not hold the questions that {folder} answered. Give their folder with --data.")
+    dataset = load_again(manifest, data or data_source(folder), folder)
+    task = dataset.task
     answers = read_answers(folder)
     texts = {
         sample.id: answer_text(task, sample, generation)
@@ -50,6 +39,23 @@ def reopen(folder: Path, data: str | None = None) -> Finished:
         if (answer := answers.get(sample.id)) is not None and (generation := answer.generation) is not None
     }
     return Finished(folder, dataset, texts)
+
+
+def load_again(manifest: Manifest, where: str | None, folder: Path) -> Dataset:
+    """The questions that a run answered, from where its data is. Raises `DataError` if other questions are there."""
+    if where is None:
+        raise UsageError(f"{folder} does not say where its data was; give it with --data.")
+    limit = manifest.data.limit
+    dataset = load_dataset(
+        get_task(manifest.task.name),
+        where,
+        limit=limit.questions if limit else None,
+        seed=limit.seed if limit else 0,
+        allow_partial=True,
+    )
+    if dataset.identity.sha256 != manifest.data.sha256:
+        raise DataError(f"{where} does not hold the questions that {folder} answered. Give their folder with --data.")
+    return dataset
 
 
 def submit(folder: Path, data: str | None = None, out: Path | None = None) -> list[Path]:

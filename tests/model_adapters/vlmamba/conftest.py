@@ -28,11 +28,6 @@ from vlmamba_eval.model_adapters.vlmamba.model import VLMamba, random_model
 TINY = Path(vlmamba_eval.model_adapters.vlmamba.__file__).parent / "tiny"
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def micro_config() -> ModelConfig:
     """16 image tokens, two layers of everything, the bundled tokenizer."""
     return ModelConfig(
@@ -67,11 +62,6 @@ def mild_model(config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.fl
         elif name.startswith("language_model") and name.endswith("out_proj.weight"):
             parameter.data *= 8
     return model
-
-
-@pytest.fixture(scope="session")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.from_file(str(TINY / "tokenizer.json"))
 
 
 @pytest.fixture
