@@ -11,17 +11,17 @@ import contextlib
 import errno
 import json
 import os
-import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from vlmamba_eval.files import cannot_write, sync_folder
 from vlmamba_eval.types import StoreError
 
-_LINE = re.compile(rb'(?P<body>.*), "crc": "(?P<crc>[0-9a-f]{8})"\}\Z', re.DOTALL)
+T = TypeVar("T")
+_MARK = b', "crc": "'
 
 
 def encode(record: Mapping[str, Any]) -> bytes:
@@ -30,18 +30,18 @@ def encode(record: Mapping[str, Any]) -> bytes:
     return body + b', "crc": "%08x"}\n' % zlib.crc32(body)
 
 
-def decode(line: bytes) -> dict[str, Any]:
-    """The inverse of `encode`, without the newline. Raises `ValueError` for a damaged line."""
-    match = _LINE.match(line)
-    if match is None or zlib.crc32(match["body"]) != int(match["crc"], 16):
+def whole(line: bytes) -> bytes:
+    """A line without newline and check sum, as JSON. Raises `ValueError` if the check sum does not fit."""
+    body, mark, end = line.rpartition(_MARK)
+    if not mark or len(end) != 10 or not end.endswith(b'"}') or zlib.crc32(body) != int(end[:8], 16):
         raise ValueError("its check sum does not fit")
-    return json.loads(match["body"] + b"}")
+    return body + b"}"
 
 
-def read(path: Path, what: str = "record") -> Iterator[tuple[int, dict[str, Any]]]:
+def read(path: Path, what: str = "record", decode: Callable[[bytes], T] = json.loads) -> Iterator[tuple[int, T]]:
     """(line number, record) of a journal, without touching it; a torn last line is left out.
 
-    `what` names a record in messages. Raises `StoreError` for a damaged line.
+    `what` names a record in messages; `decode` reads one from its JSON. Raises `StoreError` for a damaged line.
     """
     try:
         with open(path, "rb") as file:
@@ -49,8 +49,8 @@ def read(path: Path, what: str = "record") -> Iterator[tuple[int, dict[str, Any]
                 if not line.endswith(b"\n"):
                     return
                 try:
-                    record = decode(line[:-1])
-                except (ValueError, RecursionError) as error:
+                    record = decode(whole(line[:-1]))
+                except (ValueError, TypeError, KeyError, RecursionError) as error:
                     raise StoreError(damaged(path, number, what, str(error))) from None
                 yield number, record
     except FileNotFoundError:

@@ -31,7 +31,7 @@ from vlmamba_eval import journal
 from vlmamba_eval.files import cannot_write, read_typed, sync_folder, write_atomic, write_json
 from vlmamba_eval.journal import Journal
 from vlmamba_eval.manifest import FORMAT, Manifest, canonical_json, differences
-from vlmamba_eval.types import Answer, Scores, StoreError
+from vlmamba_eval.types import Answer, Failure, Generation, Likelihood, Scores, StopReason, StoreError
 
 MANIFEST, ANSWERS, TELEMETRY, SCORES, VERDICTS, DONE = (
     "manifest.json",
@@ -223,11 +223,9 @@ def _read_answers(folder: Path) -> tuple[dict[str, Answer], int]:
     path = folder / ANSWERS
     answers: dict[str, Answer] = {}
     number = 0
-    for number, record in journal.read(path, "answer"):
-        try:
-            answer = _from_record(record)
-        except (msgspec.ValidationError, KeyError, TypeError, ValueError) as error:
-            raise StoreError(journal.damaged(path, number, "answer", str(error))) from None
+    said: dict[str, str] = {}  # "yes" is kept in memory once
+    for number, record in journal.read(path, "answer", _decode):
+        answer = _from_record(record, said)
         before = answers.get(answer.id)
         if before is not None and before.failure is None:
             raise StoreError(f"{path}:{number}: sample {answer.id!r} has two answers. Delete one of the lines.")
@@ -271,6 +269,29 @@ def find_runs(root: Path) -> list[Path]:
 # =============================================================================
 
 
+class _Record(msgspec.Struct):
+    """One line of `answers.jsonl`: a generation's fields, or a failure."""
+
+    id: str
+    prompt: str = ""
+    text: str | None = None
+    n_tokens: int = 0
+    stop: StopReason = "unknown"
+    likelihoods: list[tuple[float, int]] = []
+    failure: Failure | None = None
+
+
+_decoder = msgspec.json.Decoder(_Record)
+
+
+def _decode(line: bytes) -> _Record:
+    """A record, every field checked. Raises `ValueError` (msgspec's errors are such) for one that is not as it was."""
+    try:
+        return _decoder.decode(line)
+    except msgspec.DecodeError:  # half a surrogate pair, which only Python's reader takes
+        return msgspec.convert(json.loads(line), _Record)
+
+
 def _to_record(answer: Answer) -> dict[str, Any]:
     record: dict[str, Any] = {"id": answer.id}
     if answer.generation is not None:
@@ -288,14 +309,12 @@ def _to_record(answer: Answer) -> dict[str, Any]:
     return record
 
 
-def _from_record(record: dict[str, Any]) -> Answer:
-    """The inverse of `_to_record`. Raises `msgspec.ValidationError` or `KeyError` for a field that is not as it was."""
-    generation = None
-    if "text" in record:
-        generation = {name: record[name] for name in ("text", "prompt", "n_tokens", "stop")}
-        generation["likelihoods"] = [{"logprob": p, "n_tokens": n} for p, n in record.get("likelihoods", ())]
-    answer = {"id": record["id"], "generation": generation, "failure": record.get("failure")}
-    return msgspec.convert(answer, Answer)
+def _from_record(record: _Record, said: dict[str, str]) -> Answer:
+    if record.text is None:
+        return Answer(record.id, None, record.failure)
+    text = said.setdefault(record.text, record.text) if len(record.text) <= 32 else record.text
+    likelihoods = tuple(Likelihood(logprob, n) for logprob, n in record.likelihoods)
+    return Answer(record.id, Generation(text, record.prompt, record.n_tokens, record.stop, likelihoods), record.failure)
 
 
 def _sha256(content: bytes) -> str:
