@@ -138,7 +138,13 @@ class _Commands(click.Group):
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Up to so many failed questions still count as complete.",
+    help="Up to so many failed questions still count as complete; given, the run stops as soon as there are more.",
+)
+@click.option(
+    "--sample-timeout",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0.1),
+    help="A batch that takes longer is halved, until the question that hangs fails alone. Default: none.",
 )
 @click.option("--workers", metavar="N", type=click.IntRange(min=1), help="Answer on N processes, one GPU each (Ray).")
 @click.option("--ray", metavar="ADDRESS", help="Answer on the workers of a Ray cluster.")
@@ -205,6 +211,7 @@ def _evaluate(
     scoring: str,
     allow_partial: bool,
     max_errors: int,
+    sample_timeout: float | None,
     workers: int | None,
     ray: str | None,
     shard: str | None,
@@ -254,7 +261,13 @@ def _evaluate(
             address=ray,
         )
     progress = ConsoleProgress()
-    shared: dict[str, Any] = {"scoring": scoring, "batch_tokens": batch_tokens, "progress": progress}
+    shared: dict[str, Any] = {
+        "scoring": scoring,
+        "batch_tokens": batch_tokens,
+        "seconds": sample_timeout,
+        "stop_after": max_errors if "max_errors" in given else None,
+        "progress": progress,
+    }
     try:
         if part:
             folder = out / "shards" / f"{part[0]}-of-{part[1]}"

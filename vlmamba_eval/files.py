@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -35,7 +36,8 @@ def write_atomic(path: Path, content: str) -> None:
                 file.write(encoded)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
+            with contextlib.suppress(OSError):  # some network file systems have no permissions
+                os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
@@ -89,9 +91,22 @@ def cannot_write(path: Path, error: OSError) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have a folder's entries on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Have a folder's entries on the disk, as far as the file system can (CIFS and some FUSE can't)."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.ENOSYS, errno.EBADF):
+            raise
     finally:
         os.close(descriptor)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of writers that were killed. Only for a folder that nobody else writes to."""
+    for path in folder.glob(".*.json*.*"):
+        with contextlib.suppress(OSError):
+            path.unlink()

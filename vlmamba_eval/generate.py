@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from vlmamba_eval.adapter import Adapter, RanksContinuations
+from vlmamba_eval.deadline import within
 from vlmamba_eval.images import open_image
 from vlmamba_eval.plan import ImageJobs, batches
 from vlmamba_eval.types import (
@@ -30,6 +31,7 @@ AUTO_BATCH_TOKENS = {"cpu": 16_384, "cuda": 262_144}
 """Token budget of one batch, by type of device."""
 
 PREPARE_THREADS = 4
+IMAGE_SECONDS = 30.0  # for reading, decoding and preparing one picture; a usual one takes a hundredth of a second
 
 Ask = Callable[[Sequence[ImageQuestions]], Sequence[Sequence[Generation | Failure]]]
 Note = Callable[[str], None]
@@ -54,14 +56,20 @@ def generate(
     *,
     scoring: Scoring = "generate",
     batch_tokens: int | None = None,
+    seconds: float | None = None,
     note: Note = lambda message: None,
 ) -> Iterator[list[Answered]]:
     """Answer all groups, batch by batch, in their order. Images are decoded ahead on threads.
 
-    A question whose image can't be read, or that the adapter can't answer, gets a `Failure` of its own. Raises
+    A question whose image can't be read, or that the adapter can't answer, gets a `Failure` of its own. So does one
+    that the adapter takes longer than `seconds` for: a batch that takes longer is halved until it stands alone. Raises
     `UsageError` if the adapter can't do this kind of scoring.
     """
-    ask = _verb(adapter, scoring)
+    verb = _verb(adapter, scoring)
+
+    def ask(batch: Sequence[ImageQuestions]) -> Sequence[Sequence[Generation | Failure]]:
+        return within(seconds, verb, batch)
+
     budget = batch_tokens or batch_tokens_for(adapter.info.device)
     with ThreadPoolExecutor(PREPARE_THREADS, thread_name_prefix="prepare") as pool:
         try:
@@ -85,9 +93,12 @@ def _prepared(
 ) -> Iterator[tuple[list[ImageJobs], list[Future[Any] | None]]]:
     """Each batch with its images under way; one batch is prepared ahead while another is answered."""
 
-    def prepare(group: ImageJobs) -> Any:
+    def opened(group: ImageJobs) -> Any:
         assert group.image is not None  # noqa: S101 - only groups with an image are submitted
         return adapter.prepare(open_image(group.image))
+
+    def prepare(group: ImageJobs) -> Any:
+        return within(IMAGE_SECONDS, opened, group)
 
     ahead: tuple[list[ImageJobs], list[Future[Any] | None]] | None = None
     for batch in all_batches:
@@ -110,6 +121,10 @@ def _answer_batch(ask: Ask, batch: list[ImageJobs], prepared: list[Future[Any] |
         except DataError as error:
             result.outcomes.extend([Failure("data_error", str(error))] * len(group.jobs))
             note(str(error))
+        except TimeoutError as error:
+            failure = Failure("timeout", f"{group.image.where if group.image else 'a text'}: preparing it {error}")
+            result.outcomes.extend([failure] * len(group.jobs))
+            note(failure.message)
         except Exception as error:  # noqa: BLE001 - an adapter that can't stand a picture fails its questions alone
             failure = Failure("model_error", f"{type(error).__name__}: {error}")
             result.outcomes.extend([failure] * len(group.jobs))
@@ -133,10 +148,13 @@ def halving(ask: Ask, batch: list[ImageQuestions], note: Note) -> list[list[Gene
 
     So the question at fault fails alone. Nothing is asked again that has an answer.
     """
+    kind: Literal["model_error", "timeout"] = "model_error"
     try:
         return checked(ask(batch), batch, note)
     except OutOfMemory as error:
         reason = "out of memory" + (f": {error}" if str(error) else "")
+    except TimeoutError as error:
+        kind, reason = "timeout", str(error)
     except Exception as error:  # noqa: BLE001 - whatever an adapter raises becomes the typed failure of its question
         reason = f"{type(error).__name__}: {error}"
     if len(batch) > 1:
@@ -150,7 +168,7 @@ def halving(ask: Ask, batch: list[ImageQuestions], note: Note) -> list[list[Gene
         halves = [ImageQuestions(batch[0].image, part) for part in (questions[:middle], questions[middle:])]
         return [[outcome for half in halves for outcome in halving(ask, [half], note)[0]]]
     note(f"A question failed: {reason}")
-    return [[Failure("model_error", reason)]]
+    return [[Failure(kind, reason)]]
 
 
 def checked(

@@ -55,7 +55,7 @@ def _read_file(ref: ImageRef) -> bytes:
         return resolved.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{ref.where}: the image is missing. Unpack the benchmark's images there.") from None
-    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links; a name that no file system takes
         raise DataError(f"{ref.where}: the image cannot be read ({error}).") from None
 
 

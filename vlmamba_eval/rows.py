@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from vlmamba_eval.types import DataError, ImageRef
 
+MAX_MESSAGE = 600
 PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip; Excel sheets are such files too"}
 
 
@@ -32,8 +33,8 @@ class Row:
         return self.values.get(name) is not None
 
     def fail(self, message: str) -> NoReturn:
-        """Raise a `DataError` about this row."""
-        raise DataError(f"{self.where}: {message}")
+        """Raise a `DataError` about this row. What it quotes is cut off after a few hundred characters."""
+        raise DataError(f"{self.where}: {message if len(message) <= MAX_MESSAGE else message[:MAX_MESSAGE] + '...'}")
 
     def get(self, name: str) -> Any:
         """The field as it is. Raises `DataError` where it is absent."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -48,6 +48,8 @@ def evaluate(
     scoring: Scoring = "generate",
     batch_tokens: int | None = None,
     max_errors: int = 0,
+    stop_after: int | None = None,
+    seconds: float | None = None,
     progress: Progress | None = None,
     answering: Answering | None = None,
 ) -> list[Outcome]:
@@ -56,9 +58,12 @@ def evaluate(
     Images are shared by the tasks of the run. `batch_tokens` is the budget of one batch (None: by device). Questions
     whose image can't be read, and those that the adapter can't answer, get a typed failure; the next run tries them
     again. A deferred adapter is loaded only if questions are left, and never if `answering` has others answer them.
+    `seconds` is what a batch may take (`generate`). With more than `stop_after` failures nothing more is asked; without
+    that number, if all of the first questions fail alike.
     """
+    work = _Work(scoring, batch_tokens, seconds, stop_after, progress or Progress(), answering)
     with ExitStack() as stack:
-        runs = _answer(stack, adapter, datasets, out, scoring, batch_tokens, progress or Progress(), answering)
+        runs = _answer(stack, adapter, datasets, out, work)
         return [conclude(dataset, run, max_errors) for dataset, run in zip(datasets, runs, strict=True)]
 
 
@@ -71,31 +76,43 @@ def answer_share(
     *,
     scoring: Scoring = "generate",
     batch_tokens: int | None = None,
+    seconds: float | None = None,
+    stop_after: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[int, int]:
     """Answer one of `of` equal parts of the plan, without scoring: (questions answered, questions failed).
 
     `merge.merge` puts the parts together.
     """
+    work = _Work(scoring, batch_tokens, seconds, stop_after, progress or Progress(), part=(number, of))
     with ExitStack() as stack:
-        part = number, of
-        runs = _answer(stack, adapter, datasets, out, scoring, batch_tokens, progress or Progress(), None, part)
+        runs = _answer(stack, adapter, datasets, out, work)
         failed = sum(answer.failure is not None for run in runs for answer in run.answers.values())
         return sum(len(run.answers) for run in runs) - failed, failed
 
 
+ALIKE = 24
+"""So many questions, all of them failed with one message: the model is broken, not a question."""
+
+
+@dataclass(frozen=True)
+class _Work:
+    """How a run is answered; see `evaluate`."""
+
+    scoring: Scoring
+    batch_tokens: int | None
+    seconds: float | None
+    stop_after: int | None
+    progress: Progress
+    answering: Answering | None = None
+    part: tuple[int, int] | None = None
+
+
 def _answer(
-    stack: ExitStack,
-    adapter: Adapter | Deferred,
-    datasets: Sequence[Dataset],
-    out: Path,
-    scoring: Scoring,
-    batch_tokens: int | None,
-    progress: Progress,
-    answering: Answering | None,
-    part: tuple[int, int] | None = None,
+    stack: ExitStack, adapter: Adapter | Deferred, datasets: Sequence[Dataset], out: Path, work: _Work
 ) -> list[Run]:
     """Open a run for each data set, and store an answer to every question of the plan that has none."""
+    scoring, progress = work.scoring, work.progress
     names = [dataset.task.info.name for dataset in datasets]
     manifests = [manifest_of(dataset, adapter.info, scoring) for dataset in datasets]
     wanted = [
@@ -108,8 +125,8 @@ def _answer(
         for name, manifest in zip(names, manifests, strict=True)
     }
     groups = plan(wanted)
-    if part is not None:
-        groups = share(groups, adapter.info.image_tokens, *part)
+    if work.part is not None:
+        groups = share(groups, adapter.info.image_tokens, *work.part)
     todo = unanswered(groups, lambda name, sample_id: runs[name].state(sample_id) == "ok")
     left, planned = (sum(len(job.recipients) for group in some for job in group.jobs) for some in (todo, groups))
     progress.start(sum(group.image is not None for group in todo), left, planned - left)
@@ -118,20 +135,25 @@ def _answer(
     for dataset, run in zip(datasets, runs.values(), strict=True):
         run.log(event="start", time=time.time(), data=dataset.source, version=__version__, **_host())
     used: dict[str, Any] = {}
-    if answering is None:
+    if work.answering is None:
         loaded = adapter.load() if isinstance(adapter, Deferred) else adapter
-        answered_here = generate(loaded, todo, scoring=scoring, batch_tokens=batch_tokens, note=progress.note)
-        _store(answered_here, runs, progress)
+        budget, seconds = work.batch_tokens, work.seconds
+        answered_here = generate(
+            loaded, todo, scoring=scoring, batch_tokens=budget, seconds=seconds, note=progress.note
+        )
+        _store(answered_here, runs, work)
         used = dict(loaded.telemetry()) if isinstance(loaded, ReportsTelemetry) else {}
     else:
-        _store(answering(todo, progress.note), runs, progress)
+        _store(work.answering(todo, progress.note), runs, work)
     for run in runs.values():
         run.log(event="end", time=time.time(), **used)
     return list(runs.values())
 
 
-def _store(batches: Iterator[list[Answered]], runs: Mapping[str, Run], progress: Progress) -> None:
+def _store(batches: Iterator[list[Answered]], runs: Mapping[str, Run], work: _Work) -> None:
     """Write each batch of answers to the runs of those who asked, before the next one is made."""
+    errors: Counter[str] = Counter()
+    asked = 0
     for batch in batches:
         lines: dict[str, list[Answer]] = defaultdict(list)
         for answered in batch:
@@ -143,7 +165,16 @@ def _store(batches: Iterator[list[Answered]], runs: Mapping[str, Run], progress:
             runs[name].append(answers)
         done = [answer for answers in lines.values() for answer in answers]
         images = sum(answered.group.image is not None for answered in batch)
-        progress.advance(images, len(done), sum(answer.failure is not None for answer in done))
+        failures = [answer.failure.message for answer in done if answer.failure is not None]
+        work.progress.advance(images, len(done), len(failures))
+        errors.update(failures)
+        asked += len(done)
+        if work.stop_after is not None and errors.total() > work.stop_after:
+            work.progress.note(f"Stopped: {errors.total():,} questions failed, more than {work.stop_after:,}.")
+            return
+        if work.stop_after is None and asked >= ALIKE and errors.total() == asked and len(errors) == 1:
+            work.progress.note(f"Stopped: the first {asked:,} questions all failed alike: {next(iter(errors))}")
+            return
 
 
 def conclude(dataset: Dataset, run: Run, max_errors: int = 0) -> Outcome:

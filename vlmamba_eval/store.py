@@ -25,10 +25,10 @@ from types import TracebackType
 from typing import Any, Literal
 
 import msgspec
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from vlmamba_eval import journal
-from vlmamba_eval.files import cannot_write, read_typed, sync_folder, write_atomic, write_json
+from vlmamba_eval.files import cannot_write, read_typed, remove_leftovers, sync_folder, write_atomic, write_json
 from vlmamba_eval.journal import Journal
 from vlmamba_eval.manifest import FORMAT, Manifest, canonical_json, differences
 from vlmamba_eval.types import Answer, Failure, Generation, Likelihood, Scores, StopReason, StoreError
@@ -74,14 +74,18 @@ class Run:
         self.folder = folder
         self.manifest = manifest
         self.answers: dict[str, Answer] = {}
-        self._lock = FileLock(str(folder / ".lock"))
+        self._lock: BaseFileLock = FileLock(str(folder / ".lock"))
         self._journal = Journal(folder / ANSWERS)
         self._tried_again = False  # whether the file holds a failed answer beside its later try
 
     def __enter__(self) -> Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
+            try:
+                self._lock.acquire(timeout=0)
+            except NotImplementedError:  # a file system without locks: a file stands for one
+                self._lock = SoftFileLock(str(self.folder / ".lock-file"))
+                self._lock.acquire(timeout=0)
         except Timeout:
             owner = self.folder / ".owner"
             who = owner.read_text(errors="replace").strip() if owner.exists() else "another process"
@@ -95,6 +99,7 @@ class Run:
             self.answers = read_answers(self.folder)
             return self
         try:
+            remove_leftovers(self.folder)
             write_atomic(self.folder / ".owner", f"process {os.getpid()} on {socket.gethostname()}\n")
             self._check_manifest()
             self._journal.__enter__()
