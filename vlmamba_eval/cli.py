@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -12,12 +10,13 @@ import click
 
 from vlmamba_eval import __version__
 from vlmamba_eval.nearest import did_you_mean
+from vlmamba_eval.process import Stopped, make_streams_last, stop_cleanly
 from vlmamba_eval.types import EvalError, UsageError
 
 if TYPE_CHECKING:
     from vlmamba_eval.run import Outcome
 
-COMPLETE, FAILED, USAGE, INCOMPLETE, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
+COMPLETE, FAILED, USAGE, INCOMPLETE, INTERRUPTED = 0, 1, 2, 3, 130
 
 EPILOG = """\b
 Exit codes
@@ -25,7 +24,7 @@ Exit codes
   1    failed
   2    wrong usage
   3    incomplete: more errors than --max-errors, or questions without an answer
-  130  interrupted (143: terminated); the same command resumes
+  130  interrupted (143: terminated, 129: the terminal went away); the same command resumes
 
 \b
 Examples
@@ -562,26 +561,16 @@ def _report(folders: list[Path], baselines: str | None, out: Path | None, relati
     names = DEFAULT if baselines is None else [name.strip() for name in baselines.split(",") if name.strip() != "none"]
     quoted = choose([name for name in names if name])
     runs = load_runs(folders, relative_to)
+    written = write_leaderboard(out, runs, quoted) if out is not None else ()  # before anything is printed
     show(board(runs, quoted))
-    if out is not None:
-        for path in write_leaderboard(out, runs, quoted):
-            click.echo(path)
-
-
-class _Terminated(BaseException):
-    """SIGTERM. No KeyboardInterrupt, which click would turn into an `Abort`, the sign of Ctrl-C."""
-
-
-def _on_terminate(number: int, frame: object) -> NoReturn:
-    raise _Terminated
+    for path in written:
+        click.echo(path)
 
 
 def main() -> NoReturn:
     """The console script. Ends with one of the documented exit codes."""
-    signal.signal(signal.SIGTERM, _on_terminate)
-    for stream in (sys.stdout, sys.stderr):  # a terminal that can't show a dagger, or a file name, is no failure
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    make_streams_last()
+    stop_cleanly()
     try:
         code = cli(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else COMPLETE)
@@ -596,11 +585,9 @@ def main() -> NoReturn:
     except EvalError as error:
         _say(f"Error: {error}")
         sys.exit(FAILED)
-    except (KeyboardInterrupt, click.Abort, _Terminated) as error:
+    except (KeyboardInterrupt, click.Abort, Stopped) as error:
         _say("Interrupted. What was answered is safe: run the same command again to resume.")
-        sys.exit(TERMINATED if isinstance(error, _Terminated) else INTERRUPTED)
-    except BrokenPipeError:
-        sys.exit(FAILED)
+        sys.exit(error.exit_code if isinstance(error, Stopped) else INTERRUPTED)
     except Exception:  # noqa: BLE001 - the last resort: the traceback, and what to do
         import traceback
 

@@ -73,8 +73,8 @@ def read_typed(path: Path, kind: type[T], *, format: int, missing: str, remedy: 
         )
     try:
         return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        raise StoreError(f"{path} is damaged: {error}. {remedy}") from None
+    except (msgspec.ValidationError, UnicodeError) as error:  # half a surrogate pair
+        raise StoreError(f"{path} is damaged: {str(error)[:300]}. {remedy}") from None
 
 
 def cannot_write(path: Path, error: OSError) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -130,3 +131,47 @@ def test_the_console_scripts_module_is_importable_without_side_effects() -> None
     subprocess.run(
         [sys.executable, "-c", "import vlmamba_eval.cli, vlmamba_eval.registry, vlmamba_eval.adapter"], check=True
     )
+
+
+def shell(line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """A command as a user types it, with `vlmamba-eval` for this interpreter's."""
+    line = line.replace("vlmamba-eval", f"{sys.executable} -m vlmamba_eval")
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=cwd, check=False, env=environment)
+
+
+@pytest.mark.parametrize("where", ["> /dev/full", ">&-", "2> /dev/full", "2>&-", "> /dev/full 2>&1", "| head -n 1"])
+def test_a_closed_or_full_terminal_costs_no_result_and_gives_no_traceback(tmp_path: Path, where: str) -> None:
+    done = shell(
+        f"set -o pipefail; vlmamba-eval --model constant --tasks pope --data samples --out out {where}", tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert (tmp_path / "out" / "leaderboard.csv").stat().st_size > 0
+    assert len(list((tmp_path / "out").rglob("DONE"))) == 1
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_each_signal_ends_a_run_with_its_code_and_what_to_do(tmp_path: Path, name: str, code: int) -> None:
+    (tmp_path / "sleeping.py").write_text(
+        "import time\nfrom vlmamba_eval.adapter import AdapterInfo\nfrom vlmamba_eval.registry import Family\n"
+        "class Sleeping:\n    info = AdapterInfo('s', 'w', 'cpu', 'none')\n"
+        "    def prepare(self, image): return None\n"
+        "    def generate(self, batch):\n        print('asked', flush=True)\n        time.sleep(60)\n"
+        "FAMILY = Family('sleeping', '', lambda model, options: Sleeping(), models={'sleeping': ''})\n"
+    )
+    command = [sys.executable, "-m", "vlmamba_eval", "--include", "sleeping.py", "--model", "sleeping"]
+    with subprocess.Popen(
+        [*command, "--tasks", "pope", "--data", "samples"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        preexec_fn=lambda: signal.signal(getattr(signal, name), signal.SIG_DFL),
+    ) as child:  # fmt: skip
+        assert child.stdout is not None
+        assert child.stdout.readline() == "asked\n"
+        child.send_signal(getattr(signal, name))
+        _, said = child.communicate(timeout=30)
+    assert child.returncode == code
+    assert "Interrupted. What was answered is safe" in said
+    assert "Traceback" not in said

@@ -12,7 +12,9 @@ import weakref
 import zlib
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -20,7 +22,7 @@ from tests.toys import ToyAdapter, ToyTask, picture, png_with, write_toy_data
 from vlmamba_eval.dataset import Dataset, load_dataset
 from vlmamba_eval.run import Outcome, evaluate
 from vlmamba_eval.store import read_answers
-from vlmamba_eval.types import Progress, Score, UsageError
+from vlmamba_eval.types import Generation, Progress, Question, Score, UsageError
 
 DERIVED = ("manifest.json", "answers.jsonl", "scores.json", "verdicts.jsonl", "DONE")
 
@@ -333,3 +335,88 @@ def test_only_the_pictures_of_a_few_batches_are_in_memory(tmp_path: Path) -> Non
     dataset = load_dataset(ToyTask(questions=800, images=200), str(data))
     evaluate(adapter, [dataset], tmp_path / "out", batch_tokens=tokens_of_four)
     assert adapter.most <= 3 * 4  # the last batch, this one and the next
+
+
+class Hanging(ToyAdapter):
+    """Never answers one question."""
+
+    def _answer(self, pixel: Any, question: Question) -> Generation:
+        if "(3)" in question.text:
+            time.sleep(30)
+        return super()._answer(pixel, question)
+
+
+def test_a_question_that_hangs_fails_alone_as_a_timeout(data: Path, tmp_path: Path) -> None:
+    (data / "toy" / "toy.jsonl").write_text("\n".join((data / "toy" / "toy.jsonl").read_text().splitlines()[:8]))
+    dataset = load_dataset(ToyTask(questions=8, images=2), str(data))
+    began = time.monotonic()
+    [outcome] = evaluate(Hanging(), [dataset], tmp_path, seconds=0.2)
+    assert time.monotonic() - began < 10
+    failed = [answer for answer in read_answers(outcome.folder).values() if answer.failure]
+    assert [(a.id, a.failure.kind) for a in failed if a.failure] == [("0-3", "timeout"), ("1-3", "timeout")]
+
+
+def test_a_picture_that_takes_too_long_is_given_up(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(ToyAdapter):
+        def prepare(self, image: Image.Image) -> Any:
+            if image.getpixel((0, 0)) == (0, 0, 255):
+                time.sleep(30)
+            return super().prepare(image)
+
+    monkeypatch.setattr("vlmamba_eval.generate.IMAGE_SECONDS", 0.2)
+    outcome = run(data, tmp_path, Slow())
+    failed = [answer for answer in read_answers(outcome.folder).values() if answer.failure]
+    assert {answer.failure.kind for answer in failed if answer.failure} == {"timeout"}
+    assert len(failed) == 12
+
+
+@pytest.mark.parametrize(
+    "said",
+    [None, b"red", "red", 3, Generation(None, "", 1, "eos"), Generation("red", "", np.int64(1), "eos"),
+     Generation("red", "", True, "eos"), Generation(b"red", "", 1, "eos"), Generation("red", "", 1, "because")],
+    ids=repr,
+)  # fmt: skip
+def test_what_is_no_answer_is_a_failure_of_its_question_and_never_stored(data: Path, tmp_path: Path, said: Any) -> None:
+    class Odd(ToyAdapter):
+        def _answer(self, pixel: Any, question: Question) -> Generation:
+            return said if "(2)" in question.text else super()._answer(pixel, question)
+
+    outcome = run(data, tmp_path, Odd())
+    answers = read_answers(outcome.folder)
+    assert [key for key, answer in answers.items() if answer.failure] == [f"{i}-2" for i in range(6)]
+    assert all(a.failure.message.startswith("the model returned ") for a in answers.values() if a.failure)
+
+
+def test_another_number_of_answers_than_questions_fails_only_what_has_no_place(data: Path, tmp_path: Path) -> None:
+    class Short(ToyAdapter):
+        def generate(self, batch):
+            found = super().generate(batch)
+            return [row[:-1] if len(row) == 1 and "(3)" in item.questions[0].text else row
+                    for row, item in zip(found, batch, strict=True)]  # fmt: skip
+
+    class Long(ToyAdapter):
+        def generate(self, batch):
+            return [*super().generate(batch), []]
+
+    assert run(data, tmp_path / "short", Short()).complete  # it is short for one question alone, and asked for more
+    assert run(data, tmp_path / "long", Long()).scores.n_error == 24
+
+
+def test_too_many_errors_stop_a_run_and_so_do_first_questions_that_all_fail_alike(data: Path, tmp_path: Path) -> None:
+    class Told(Progress):
+        def __init__(self) -> None:
+            self.notes: list[str] = []
+
+        def note(self, message: str) -> None:
+            self.notes.append(message)
+
+    told = Told()
+    [outcome] = evaluate(ToyAdapter(poison="(1)"), [toy(data)], tmp_path, batch_tokens=1, stop_after=3, progress=told)
+    assert (outcome.scores.n_error, outcome.scores.n_missing) == (4, 16)
+    assert told.notes[-1] == "Stopped: 4 questions failed, more than 3."
+    big = write_toy_data(tmp_path / "big", images=40)
+    dataset = load_dataset(ToyTask(questions=160, images=40), str(big))
+    [outcome] = evaluate(ToyAdapter(poison="colour"), [dataset], tmp_path / "big out", batch_tokens=1, progress=told)
+    assert outcome.scores.n_error == 24
+    assert told.notes[-1].startswith("Stopped: the first 24 questions all failed alike: ValueError")
+    assert evaluate(ToyAdapter(), [dataset], tmp_path / "big out")[0].complete
