@@ -90,7 +90,8 @@ class Folder:
             if missing:
                 raise DataError(
                     f"{path}:1: columns {', '.join(missing)} are missing; "
-                    f"the header has {shorten(', '.join(header)) if header else 'nothing'}. Is this the official tab-separated file?"
+                    f"the header has {shorten(', '.join(header)) if header else 'nothing'}. "
+                    "Is this the official tab-separated file?"
                 )
             for cells in reader:
                 where = f"{path}:{reader.line_num}"
