@@ -73,3 +73,12 @@ def normalisation_table(config: PreprocessingConfig) -> Tensor:
     scaled = (np.arange(256).astype(np.float64) * (1 / 255)).astype(np.float32)
     mean, std = (np.array(values, dtype=np.float32)[:, None] for values in (config.mean, config.std))
     return torch.from_numpy((scaled - mean) / std)
+
+
+def normalise(pixels: Tensor, config: PreprocessingConfig) -> Tensor:
+    """uint8 pixels [i, 3, h, w] -> what the encoder takes, float32 [i, 3, h, w], on their device."""
+    import torch
+
+    table = normalisation_table(config).to(pixels.device)  # [3, 256]
+    channels = torch.arange(3, device=pixels.device)[:, None, None]
+    return table[channels, pixels.long()]

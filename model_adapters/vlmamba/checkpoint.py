@@ -104,7 +104,6 @@ def load(
             for name, file in tensors.items()
         }
     model.load_state_dict(parameters, assign=True)
-    model.vision.reset_buffers()
     return model, config, tokenizer
 
 

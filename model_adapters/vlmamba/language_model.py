@@ -79,6 +79,8 @@ class MambaMixer(nn.Module):
     @torch.no_grad()
     def reset_ssm(self) -> None:
         """Mamba's own start of the recurrence: A = -(1..N), step sizes log-uniform between 0.001 and 0.1, D = 1."""
+        if self.D.is_meta:  # no memory to fill, and PyTorch would import its compiler for trying
+            return
         nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
         low, high = math.log(1e-3), math.log(1e-1)
         dt = torch.exp(torch.rand_like(self.D) * (high - low) + low).clamp(min=1e-4)  # [d]

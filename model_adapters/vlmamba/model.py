@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from vlmamba_eval.model_adapters.shared.device import without_memory
+
 from .config import ModelConfig
 from .connector import Connector
 from .language_model import LanguageModel, keeps_float32
@@ -41,7 +43,7 @@ class VLMamba(nn.Module):
 
 def empty_model(config: ModelConfig, dtype: torch.dtype = torch.float32) -> VLMamba:
     """The model without memory (on the meta device), its parameters of the precision that they will have."""
-    with torch.device("meta"):
+    with without_memory():
         model = VLMamba(config)
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(torch.float32 if keeps_float32(name) else dtype)
