@@ -24,6 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from vlmamba_eval.model_adapters.shared.published import check_file, shards
 from vlmamba_eval.types import ModelError
 
 from .config import ModelConfig, load_config, to_dict
@@ -97,8 +98,13 @@ def load(
     model = empty_model(config, dtype)
     with contextlib.ExitStack() as files:
         tensors = _open(folder, files)
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in tensors.items()}
-        check_parameters(shapes, config, str(folder), model)
+        slices = {name: file.get_slice(name) for name, file in tensors.items()}
+        check_parameters({name: tuple(s.get_shape()) for name, s in slices.items()}, config, str(folder), model)
+        for name, found in slices.items():
+            if found.get_dtype() not in ("F64", "F32", "F16", "BF16"):
+                raise ModelError(
+                    f"{folder}: the parameter {name} is stored as {found.get_dtype()}, expected floating point numbers"
+                )
         parameters = {
             name: file.get_tensor(name).to(device, torch.float32 if keeps_float32(name) else dtype)
             for name, file in tensors.items()
@@ -111,6 +117,7 @@ def _open(folder: Path, files: contextlib.ExitStack) -> dict[str, safe_open]:
     """Parameter name -> the open file that holds it."""
     tensors: dict[str, safe_open] = {}
     for path in weight_files(folder):
+        check_file(path)
         try:
             file = files.enter_context(safe_open(path, framework="pt"))
         except (OSError, SafetensorError) as error:
@@ -130,14 +137,7 @@ def weight_files(folder: Path) -> list[Path]:
         if not single.is_file():
             raise ModelError(f"{folder}: expected model.safetensors or model.safetensors.index.json, found neither")
         return [single]
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index}: expected an index with a weight_map, found: {error!r}") from error
-    for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
-            raise ModelError(f"{index}: names the file {name!r}, which is not in {folder}; copy the folder again")
-    return [folder / name for name in names]
+    return shards(index)
 
 
 def check_parameters(
@@ -205,6 +205,8 @@ def fingerprint(folder: Path) -> str:
     of change differs.
     """
     files = weight_files(folder)
+    for path in files:
+        check_file(path)
     marks = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
     cache = folder / "fingerprint.json"
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
@@ -217,7 +219,10 @@ def fingerprint(folder: Path) -> str:
     found = f"sha256:{digest.hexdigest()}"
     if sum(size for size, _ in marks.values()) >= _CACHE_FINGERPRINT_FROM:
         with contextlib.suppress(OSError):
-            cache.write_text(json.dumps({"files": marks, "fingerprint": found}, indent=2) + "\n", encoding="utf-8")
+            # Replaced and not written through: what stands there may be a link to somewhere else.
+            with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".fingerprint-", delete=False) as file:
+                file.write(json.dumps({"files": marks, "fingerprint": found}, indent=2) + "\n")
+            os.replace(file.name, cache)
     return found
 
 
