@@ -9,6 +9,7 @@ read, so that nothing is allocated for a tensor that nobody asks for, whatever s
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -137,7 +138,9 @@ def _pytorch(path: Path) -> Iterator[tuple[str, Tensor]]:
     with path.open("rb") as file:
         mapped = file.read(2) == b"PK"  # the zip format, since PyTorch 1.6; the older one can't be mapped
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on the pickle's protocol
+            data = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # noqa: BLE001 - a damaged pickle can fail in any way
         if code := re.search(r"GLOBAL (\S+)", str(error)):
             raise ModelError(

@@ -174,6 +174,7 @@ def load_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
 
     if not path.is_file():
         raise ModelError(f"{path} is missing: a checkpoint holds its tokenizer")
+    check_file(path)
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:
