@@ -175,3 +175,35 @@ def _flat(data: Mapping[str, Any], prefix: str, path: Path, depth: int = 0) -> I
             yield from _flat(value, f"{prefix}{name}.", path, depth + 1)
         elif isinstance(value, Tensor):
             yield f"{prefix}{name}", value
+
+
+# =============================================================================
+# Where they come from
+# =============================================================================
+
+
+def fetch(source: str, patterns: list[str]) -> Path:
+    """A local folder as it is, or the matching files of a hub repository.
+
+    Raises `ModelError` if `source` is neither.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=patterns))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"{source} is neither a folder here nor a repository that the hub gives out: {error}. "
+            "Download it where there is a network, and give its folder."
+        ) from error
+
+
+def fetch_weights(source: str) -> tuple[Path, list[Path]]:
+    """A published folder and its files of weights: safetensors, or what PyTorch writes if there are none."""
+    folder = fetch(source, ["config.json", "*.safetensors", "*.safetensors.index.json"])
+    if not Path(source).is_dir() and not any(folder.glob("*.safetensors")):
+        folder = fetch(source, ["config.json", "pytorch_model*.bin", "pytorch_model.bin.index.json"])
+    return folder, weight_files(folder)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vlmamba_eval.model_adapters.shared.published import check_float, read_json, tensors, weight_files
+from vlmamba_eval.model_adapters.shared.configuration import read_json
+from vlmamba_eval.model_adapters.shared.published import check_float, fetch, fetch_weights, tensors
 from vlmamba_eval.model_adapters.shared.vision_tower import from_published
 from vlmamba_eval.types import ModelError
 
@@ -120,7 +121,7 @@ def _checked(part: str, where: str, parameters: dict[str, Tensor], config: Model
 
 
 def _language_model(source: str, config: ModelConfig, files: contextlib.ExitStack) -> dict[str, Tensor]:
-    folder, paths = _fetch_weights(source)
+    folder, paths = fetch_weights(source)
     published = read_json(folder / "config.json")
     found, want = config_from_published(published, str(folder / "config.json")), config.language_model
     same = ("d_model", "n_layer", "d_state", "d_conv", "expand", "norm_eps", "padded_vocab_size")
@@ -160,7 +161,7 @@ _USUAL_SIZES = {"image_size": 224, "num_hidden_layers": 12, "num_attention_heads
 
 def _vision(source: str, config: ModelConfig, files: contextlib.ExitStack) -> dict[str, Tensor]:
     want = config.vision
-    folder, paths = _fetch_weights(source)
+    folder, paths = fetch_weights(source)
     published = read_json(folder / "config.json")
     part = published.get("vision_config")
     part = part if isinstance(part, dict) else published
@@ -198,29 +199,5 @@ def fetch_tokenizer(source: str, config: ModelConfig) -> Tokenizer:
     """The tokenizer from a tokenizer.json, a folder, or the hub."""
     path = Path(source)
     if not path.is_file():
-        path = _fetch(source, ["tokenizer.json"]) / "tokenizer.json"
+        path = fetch(source, ["tokenizer.json"]) / "tokenizer.json"
     return checkpoint.load_tokenizer(path, config)
-
-
-def _fetch_weights(source: str) -> tuple[Path, list[Path]]:
-    """A published folder and its files of weights: safetensors, or what PyTorch writes where there are none."""
-    folder = _fetch(source, ["config.json", "*.safetensors", "*.safetensors.index.json"])
-    if not Path(source).is_dir() and not any(folder.glob("*.safetensors")):
-        folder = _fetch(source, ["config.json", "pytorch_model*.bin", "pytorch_model.bin.index.json"])
-    return folder, weight_files(folder)
-
-
-def _fetch(source: str, patterns: list[str]) -> Path:
-    """A local folder as it is, or the matching files of a hub repository."""
-    if Path(source).is_dir():
-        return Path(source)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(source, allow_patterns=patterns))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(
-            f"{source} is neither a folder here nor a repository that the hub gives out: {error}. "
-            "Download it where there is a network, and give its folder."
-        ) from error

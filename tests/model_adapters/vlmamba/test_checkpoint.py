@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
+from vlmamba_eval.model_adapters.shared import fingerprint
 from vlmamba_eval.model_adapters.vlmamba import checkpoint
 from vlmamba_eval.model_adapters.vlmamba.assemble import draw
 from vlmamba_eval.model_adapters.vlmamba.config import ModelConfig
@@ -141,7 +142,7 @@ def test_a_file_that_is_cut_short_is_named(folder: Path) -> None:
 def test_a_kept_fingerprint_is_never_written_through_a_link(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "_CACHE_FINGERPRINT_FROM", 1)
+    monkeypatch.setattr(fingerprint, "_CACHE_FROM", 1)
     (tmp_path / "precious").write_text("mine")
     (folder / "fingerprint.json").symlink_to(tmp_path / "precious")
     found = checkpoint.fingerprint(folder)
@@ -171,11 +172,11 @@ def test_the_fingerprint_follows_the_content(
 def test_the_fingerprint_of_large_files_is_kept_until_they_change(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "_CACHE_FINGERPRINT_FROM", 1)
+    monkeypatch.setattr(fingerprint, "_CACHE_FROM", 1)
     first = checkpoint.fingerprint(folder)
     assert (folder / "fingerprint.json").exists()
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_sha256", lambda path: pytest.fail("was hashed again"))
+        patch.setattr(fingerprint, "_sha256", lambda path: pytest.fail("was hashed again"))
         assert checkpoint.fingerprint(folder) == first
     tensors = load_file(folder / "model.safetensors")
     tensors["connector.linear_in.bias"] += 1
@@ -187,7 +188,7 @@ def test_the_fingerprint_of_large_files_is_kept_until_they_change(
 def test_a_checkpoint_without_a_writable_folder_still_has_a_fingerprint(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "_CACHE_FINGERPRINT_FROM", 1)
+    monkeypatch.setattr(fingerprint, "_CACHE_FROM", 1)
     expected = checkpoint.fingerprint(folder)
     (folder / "fingerprint.json").unlink()
     (folder / "fingerprint.json").mkdir()
