@@ -25,6 +25,8 @@ from .vision import tower_config
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from .engine import Configured
+
 
 def assemble(
     config: ModelConfig,
@@ -195,7 +197,7 @@ def _connector(path: Path | None, config: ModelConfig, seed: int, files: context
     return _checked("connector", str(path), named or {f"connector.{name}": p for name, p in found.items()}, config)
 
 
-def fetch_tokenizer(source: str, config: ModelConfig) -> Tokenizer:
+def fetch_tokenizer(source: str, config: Configured) -> Tokenizer:
     """The tokenizer from a tokenizer.json, a folder, or the hub."""
     path = Path(source)
     if not path.is_file():

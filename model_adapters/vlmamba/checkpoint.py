@@ -34,6 +34,8 @@ from .model import VLMamba, empty_model
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from .engine import Configured
+
 _SHARD = "2GB"
 
 
@@ -166,7 +168,7 @@ def check_shapes(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tu
         raise ModelError(f"{where} does not hold the parameters of its configuration; " + "; ".join(problems))
 
 
-def load_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
+def load_tokenizer(path: Path, config: Configured) -> Tokenizer:
     """Read a tokenizer.json and check it against the configuration."""
     from tokenizers import Tokenizer
 
@@ -181,7 +183,7 @@ def load_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
     return tokenizer
 
 
-def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig, where: str) -> None:
+def check_tokenizer(tokenizer: Tokenizer, config: Configured, where: str) -> None:
     """`ModelError` unless the end mark has its id and every id has an embedding."""
     from vlmamba_eval.model_adapters.shared.template import END
 
