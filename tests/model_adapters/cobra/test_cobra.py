@@ -29,7 +29,9 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from tests.contract import AdapterContract
 from vlmamba_eval import registry
+from vlmamba_eval.adapter import Adapter
 from vlmamba_eval.model_adapters.cobra import model as cobra
 from vlmamba_eval.model_adapters.vlmamba.config import LanguageModelConfig
 from vlmamba_eval.types import ImageQuestions, ModelError, Question
@@ -426,3 +428,9 @@ def test_cobra_runs_through_the_command(write: Callable[..., Written], tmp_path:
         tables.append(sorted(path.read_text() for path in out.rglob("answers.jsonl")))
     assert len(tables[0]) == 4
     assert tables[0] == tables[1]
+
+
+class TestContract(AdapterContract):
+    @pytest.fixture
+    def adapter(self, write: Callable[..., Written]) -> Adapter:
+        return write().load()

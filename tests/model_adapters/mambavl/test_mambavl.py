@@ -20,9 +20,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import MambaConfig, MambaForCausalLM
 
+from tests.contract import AdapterContract
 from tests.model_adapters.gpt_neox_marks import gpt_neox_like
 from tests.model_adapters.towers_by_hand import eva02_by_hand, timm_like
 from vlmamba_eval import registry
+from vlmamba_eval.adapter import Adapter
 from vlmamba_eval.model_adapters.mambavl import vision
 from vlmamba_eval.model_adapters.shared.template import mambavl_text
 from vlmamba_eval.model_adapters.shared.vision_tower import Tower
@@ -246,3 +248,9 @@ LETTER = "Answer with the option's letter from the given choices directly."
 )  # fmt: skip
 def test_texts_take_the_form_of_training(text: str, expected: str) -> None:
     assert mambavl_text(text) == (expected if text != SHORT else SHORT.capitalize() + "\n")
+
+
+class TestContract(AdapterContract):
+    @pytest.fixture
+    def adapter(self, write: Callable[..., Written]) -> Adapter:
+        return write().load()

@@ -15,9 +15,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
+from tests.contract import AdapterContract
 from tests.model_adapters.gpt_neox_marks import gpt_neox_like
 from tests.model_adapters.towers_by_hand import eva02_by_hand, timm_like
 from vlmamba_eval import registry
+from vlmamba_eval.adapter import Adapter
 from vlmamba_eval.model_adapters.mambavl import vision
 from vlmamba_eval.model_adapters.shared.vision_tower import Tower
 from vlmamba_eval.types import ImageQuestions, ModelError, Question
@@ -167,3 +169,9 @@ def test_another_version_of_a_configuration_is_refused(
 
 def test_the_folder_alone_tells_the_family(write: Callable[..., Written]) -> None:
     assert registry.find_family(str(write().folder))[0].name == "pythiavl"
+
+
+class TestContract(AdapterContract):
+    @pytest.fixture
+    def adapter(self, write: Callable[..., Written]) -> Adapter:
+        return write().load()
