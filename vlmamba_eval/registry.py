@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from vlmamba_eval.task import Task
 
 # In the order of the columns of VL-Mamba's Table 1, then what else is measured.
-OUR_TASKS = ("vqav2", "gqa", "scienceqa", "textvqa", "pope", "mme", "mmbench", "seed", "mmvet", "captions")
+OUR_TASKS = (
+    "vqav2", "gqa", "scienceqa", "textvqa", "pope", "mme", "mmbench", "seed", "mmvet", "captions",
+    "vizwiz", "vsr", "cobra", "mambavl",
+)  # fmt: skip
 OUR_FAMILIES = ("vlmamba", "cobra", "mambavl", "pythiavl", "constant")
 OURS = "vlmamba-eval"
 
