@@ -16,7 +16,7 @@ from vlmamba_eval.model_adapters.shared.device import choose
 from vlmamba_eval.model_adapters.shared.pixels import prepare
 from vlmamba_eval.types import ModelError, UsageError
 
-from . import Options, checkpoint
+from . import Options, checkpoint, no_weights
 from .config import PRESETS, ModelConfig, Provenance, load_config, to_dict
 from .engine import Configured, Limits
 from .engine_adapter import EngineAdapter, engine_settings
@@ -91,11 +91,7 @@ def load(name: str, options: Options) -> VLMambaAdapter | Deferred:
         model = random_model(config, seed, where, precision)
         return VLMambaAdapter(model, tokenizer, weights=f"random:{seed}", sharing=sharing)
     if folder is None:
-        raise UsageError(
-            f"there are no public VL-Mamba weights, so {name} has none to load. Build a checkpoint from published "
-            f"parts with `vlmamba-eval assemble` (its connector then needs training, see `vlmamba-train`) and give it "
-            f"with --weights DIR; or measure speed alone with --random-init."
-        )
+        raise UsageError(no_weights(name))
     config = load_config(folder)
     if preset is None:  # named after the folder, unless its configuration has a name of its own
         config = config if config.name not in PRESETS else replace(config, name=folder.resolve().name)

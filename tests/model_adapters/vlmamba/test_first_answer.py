@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 # Not needed on the way, though installed: asking for them is an error here.
 ABSENT = ("transformers", "pandas", "datasets", "scipy", "huggingface_hub", "accelerate", "sympy", "torch._dynamo")
 
@@ -26,3 +28,20 @@ def test_a_first_answer_imports_no_library_that_it_does_not_need() -> None:
     done = subprocess.run([sys.executable, "-c", FIRST_ANSWER], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("tasks", [[], ["--tasks", "gqa,mme"]])
+def test_a_model_without_weights_is_told_at_once_what_there_is_instead(tasks: list[str]) -> None:
+    code = "import sys; sys.modules['torch'] = None; from vlmamba_eval.cli import main; main()"
+    command = [sys.executable, "-c", code, "--model", "vlmamba-2.8b", *tasks]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "no public VL-Mamba weights exist" in done.stderr
+    for way in (
+        "vlmamba-eval assemble vlmamba-2.8b",
+        "vlmamba-train",
+        "--random-init",
+        "--model cobra-3b",
+        "mambavl-2.8b",
+    ):
+        assert way in done.stderr
