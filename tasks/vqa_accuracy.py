@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -58,13 +58,13 @@ CONTRACTIONS = {"somebody'd": "somebodyd"} | {
 def evalai(text: str) -> str:
     """TextVQA's normalisation, also LLaVA's for submitted VQAv2 answers (`EvalAIAnswerProcessor.__call__`)."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
-    return _words(_without_punctuation(one_line(text)))
+    return words(without_punctuation(one_line(text)))
 
 
 @lru_cache(maxsize=2**16)
 def vqa(text: str) -> str:
     """VQAv2's normalisation of one answer (`processPunctuation`, then `processDigitArticle`)."""
-    return _words(_without_punctuation(one_line(text)))
+    return words(without_punctuation(one_line(text)))
 
 
 def one_line(text: str) -> str:
@@ -72,7 +72,7 @@ def one_line(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
-def _without_punctuation(text: str) -> str:
+def without_punctuation(text: str) -> str:
     """Each mark vanishes where it touches a space anywhere, or where any two digits have a comma between them;
     elsewhere it becomes a space. At most 32 periods vanish, those before a digit never.
 
@@ -88,10 +88,10 @@ def _without_punctuation(text: str) -> str:
     return re.sub(r"\.(?!\d)", "", result, count=32)
 
 
-def _words(text: str) -> str:
+def words(text: str, contractions: Mapping[str, str] = CONTRACTIONS) -> str:
     """Lower-cased words with digits for number words, without articles, with mended apostrophes."""
-    words = (NUMBERS.get(word, word) for word in text.lower().split())
-    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+    found = (NUMBERS.get(word, word) for word in text.lower().split())
+    return " ".join(contractions.get(word, word) for word in found if word not in ARTICLES)
 
 
 # =============================================================================

@@ -32,8 +32,11 @@ if TYPE_CHECKING:
     from vlmamba_eval.task import Task
 
 # In the order of the columns of VL-Mamba's Table 1, then what else is measured.
-OUR_TASKS = ("vqav2", "gqa", "scienceqa", "textvqa", "pope", "mme", "mmbench", "seed", "mmvet", "captions")
-OUR_FAMILIES = ("vlmamba", "constant")
+OUR_TASKS = (
+    "vqav2", "gqa", "scienceqa", "textvqa", "pope", "mme", "mmbench", "seed", "mmvet", "captions",
+    "vizwiz", "vsr", "cobra", "mambavl",
+)  # fmt: skip
+OUR_FAMILIES = ("vlmamba", "cobra", "mambavl", "pythiavl", "constant")
 OURS = "vlmamba-eval"
 
 
@@ -54,7 +57,8 @@ class Family:
     `load` is `module:function`, called with the model and the options (an instance of `options`, a frozen dataclass
     whose fields are annotated with `Annotated[type, msgspec.Meta(description=...)]`); it returns an `Adapter`, or a
     `Deferred` if the model can be described without loading it. `models` are names that stand for themselves on the
-    command line. `recognises` tells from the config.json of a bare folder whether it is one of this family.
+    command line. `recognises` tells from the config.json of a bare folder whether it is one of this family. `check` is
+    called before `load`, with the same, and raises `UsageError` for what can be told without importing a model.
     """
 
     name: str
@@ -64,6 +68,7 @@ class Family:
     models: Mapping[str, str] = field(default_factory=dict)
     takes: str = "ID|DIR"
     recognises: Callable[[Mapping[str, Any]], bool] = lambda config: False
+    check: Callable[[str, Any], None] = lambda model, options: None
 
 
 @dataclass(frozen=True)
@@ -229,11 +234,19 @@ def defer(model: str, options: Mapping[str, Any] | None = None) -> Adapter | Def
     Raises `UsageError` for an unknown model or wrong options, `ModelError` for a damaged checkpoint.
     """
     family, rest = find_family(model)
+    chosen = parse_options(family, options or {})
+    family.check(rest, chosen)
     load = family.load
     if isinstance(load, str):
         module, _, function = load.partition(":")
         load = getattr(import_module(module), function)
-    return load(rest, parse_options(family, options or {}))
+    return load(rest, chosen)
+
+
+def check_model(model: str, options: Mapping[str, Any] | None = None) -> None:
+    """Raise `UsageError` for an unknown model, wrong options, or a model that can't be had; nothing is imported."""
+    family, rest = find_family(model)
+    family.check(rest, parse_options(family, options or {}))
 
 
 def load(model: str, options: Mapping[str, Any] | None = None) -> Adapter:

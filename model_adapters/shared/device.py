@@ -1,8 +1,13 @@
-"""The device and precision that a name means, for every family that runs here."""
+"""Devices and precisions by their names, and modules without memory, for every family that runs here."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
+from torch.overrides import TorchFunctionMode
 
 from vlmamba_eval.types import UsageError
 
@@ -24,3 +29,25 @@ def choose(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     if dtype not in _DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}: expected {', '.join(_DTYPES)} or auto")
     return where, _DTYPES[dtype]
+
+
+class _WithoutDrawing(TorchFunctionMode):
+    """Leaves out the initial values of parameters: without memory there is nothing to fill."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Modules that are made inside have shapes alone (on the meta device).
+
+    PyTorch would draw their initial values in a way that imports its compiler, which takes longer than a first answer.
+    """
+    with torch.device("meta"), _WithoutDrawing():
+        yield

@@ -20,7 +20,7 @@ class PreprocessingConfig:
 
     `fit`: `pad` expands to a square with the mean colour and resizes (LLaVA-1.5,
     haotian-liu/LLaVA@c121f04:llava/mm_utils.py:152); `resize` squashes to the square (SigLIP's own, Cobra's);
-    `crop` resizes the shortest edge and cuts the centre (CLIP's own). Resizing is bicubic.
+    `crop` resizes the shortest edge and cuts the centre (CLIP's own).
     """
 
     mean: tuple[float, float, float]
@@ -33,7 +33,9 @@ class PreprocessingConfig:
 _LARGEST = 16
 
 
-def prepare(image: Image.Image, size: int, config: PreprocessingConfig) -> Tensor:
+def prepare(
+    image: Image.Image, size: int, config: PreprocessingConfig, resample: Literal["bicubic", "bilinear"] = "bicubic"
+) -> Tensor:
     """A decoded image -> its pixels, uint8 [3, size, size]. Thread-safe.
 
     `pad` is `expand2square` of haotian-liu/LLaVA@c121f04:llava/mm_utils.py:152 with the encoder's mean colour; `crop`
@@ -44,6 +46,7 @@ def prepare(image: Image.Image, size: int, config: PreprocessingConfig) -> Tenso
     from PIL import Image
 
     image = image.convert("RGB")
+    method = Image.Resampling[resample.upper()]
     excess = max(image.size) // (_LARGEST * size)
     if excess:
         image = image.reduce(excess + 1)
@@ -57,11 +60,11 @@ def prepare(image: Image.Image, size: int, config: PreprocessingConfig) -> Tenso
     if config.fit == "crop":
         short, long = min(width, height), max(width, height)
         scaled = int(size * long / short)
-        image = image.resize((size, scaled) if width <= height else (scaled, size), resample=Image.Resampling.BICUBIC)
+        image = image.resize((size, scaled) if width <= height else (scaled, size), resample=method)
         left, top = (image.width - size) // 2, (image.height - size) // 2
         image = image.crop((left, top, left + size, top + size))
     else:
-        image = image.resize((size, size), resample=Image.Resampling.BICUBIC)
+        image = image.resize((size, size), resample=method)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # [3, size, size]
 
 
@@ -73,3 +76,12 @@ def normalisation_table(config: PreprocessingConfig) -> Tensor:
     scaled = (np.arange(256).astype(np.float64) * (1 / 255)).astype(np.float32)
     mean, std = (np.array(values, dtype=np.float32)[:, None] for values in (config.mean, config.std))
     return torch.from_numpy((scaled - mean) / std)
+
+
+def normalise(pixels: Tensor, config: PreprocessingConfig) -> Tensor:
+    """uint8 pixels [i, 3, h, w] -> what the encoder takes, float32 [i, 3, h, w], on their device."""
+    import torch
+
+    table = normalisation_table(config).to(pixels.device)  # [3, 256]
+    channels = torch.arange(3, device=pixels.device)[:, None, None]
+    return table[channels, pixels.long()]

@@ -8,14 +8,17 @@ ends: the first question, with its leading line break, is always tokenised as a 
     plain         LLaVA's alignment stage: the image, then the caption; a question has no place in it
     cobra_zephyr  h-zhao1997/cobra:cobra/models/backbones/llm/prompting/zephyr_prompter.py
     cobra_in_out  h-zhao1997/cobra:cobra/models/backbones/llm/prompting/mamba_prompter.py
+    mambavl       gpantaz/vl_mamba@c788f5f:src/vl_mamba/evaluation; see `mambavl_text`
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from vlmamba_eval.task import LETTER_ANSWER, SHORT_ANSWER
 from vlmamba_eval.types import UsageError
 
 END = "<|endoftext|>"
@@ -30,7 +33,7 @@ class TemplateConfig:
     (LLaVA).
     """
 
-    name: Literal["vicuna_v1", "plain", "cobra_zephyr", "cobra_in_out"] = "vicuna_v1"
+    name: Literal["vicuna_v1", "plain", "cobra_zephyr", "cobra_in_out", "mambavl"] = "vicuna_v1"
     image_first: bool = False
 
 
@@ -51,7 +54,37 @@ class _Template:
     end: str
     between_turns: str
     strips: bool = False
+    rewrite: Callable[[str], str] | None = None
 
+
+def mambavl_text(text: str) -> str:
+    """A benchmark's text as Mamba-VL and Pythia-VL are asked: the instruction first, the question in their spelling.
+
+    LLaVA's `what is it?` and its instruction for short answers or letters become
+    `{instruction}\\nQuestion: What is it?\\nAnswer: `, choices `A: Text`. Any other text is a turn of talk, closed by a
+    line break. A text that ends as theirs do, with `Answer: ` or a line break, is taken as it is.
+    """
+    if text.endswith(("Answer: ", "\n")):
+        return text
+    *lines, instruction = text.strip().split("\n")
+    if instruction not in (SHORT_ANSWER, LETTER_ANSWER) or not lines:
+        return f"{mambavl_spelling(text)}\n"
+    choices = [match for line in lines if (match := _CHOICE.fullmatch(line))]
+    others = [line for line in lines if not _CHOICE.fullmatch(line)] or [""]
+    # In LLaVA's texts OCR follows the question, and hints go before one with choices; here both go before.
+    question = others.pop(-1 if choices else 0)
+    asked = [f"Question: {mambavl_spelling(question)}"]
+    asked += [f"{match[1]}: {match[2].strip().capitalize()}" for match in choices]
+    return "\n".join([instruction, *others, *asked, "Answer: "])
+
+
+def mambavl_spelling(text: str) -> str:
+    """Stripped, the first letter large and all others small, closed by a full stop unless it ends with one of `.?!`."""
+    text = text.strip().capitalize()
+    return text if text.endswith((".", "?", "!")) else f"{text}."
+
+
+_CHOICE = re.compile(r"([A-Z])\. (.*)")
 
 _TEMPLATES = {
     "vicuna_v1": _Template(
@@ -78,6 +111,7 @@ _TEMPLATES = {
     "cobra_in_out": _Template(
         system="", user="In: ", assistant="\nOut: ", answer="", end=END, between_turns="\n", strips=True
     ),
+    "mambavl": _Template(system="", user="", assistant="", answer="", end=END, between_turns="", rewrite=mambavl_text),
 }
 
 
@@ -94,6 +128,7 @@ def render(template: TemplateConfig, turns: Sequence[tuple[str, str | None]], *,
     text = parts.system
     for number, (question, answer) in enumerate(turns):
         question = question.strip() if parts.strips else question
+        question = parts.rewrite(question) if parts.rewrite else question
         if template.name == "plain":
             if answer is None:
                 raise UsageError(

@@ -27,7 +27,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from vlmamba_eval.registry import Family
+from vlmamba_eval.registry import Family, registry
+from vlmamba_eval.types import UsageError
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,49 @@ def _recognises(config: Mapping[str, Any]) -> bool:
     return str(config.get("format", "")).startswith("vlmamba-")
 
 
+_BUNDLED = "vlmamba-tiny"
+
+
+def _check(model: str, options: Options) -> None:
+    """A named model without weights is told at once what can be had instead."""
+    if model in FAMILY.models and model != _BUNDLED and not options.weights and not options.random_init:
+        raise UsageError(no_weights(model))
+
+
+def no_weights(model: str) -> str:
+    """What to do about a model that nobody has published: build it, time it, or take another Mamba that is public."""
+    public = [
+        (f"vlmamba-eval --model {name} --tasks ...", text)
+        for family in registry().families.values()
+        for name, text in family.models.items()
+        if family.name not in (FAMILY.name, "constant")
+    ]
+    ours = [
+        (f"vlmamba-eval assemble {model} --out DIR", "from published parts; the connector is fresh and untrained"),
+        ("vlmamba-train RECIPE --start DIR --data DIR --out DIR", "recipes: vlmamba-2.8b, vlmamba-1.4b, a file"),
+        (f"vlmamba-eval --model {model} --weights DIR --tasks ...", "your own checkpoint"),
+        (f"vlmamba-eval --model {model} --random-init --tasks ...", "random weights, for timing alone"),
+        (f"vlmamba-eval --model {_BUNDLED} --tasks gqa,mme --data samples", "the bundled model, on drawn scenes"),
+    ]
+    width = max(len(command) for command, _ in ours + public)
+
+    def lines(rows: list[tuple[str, str]]) -> str:
+        return "\n".join(f"  {command:<{width}}  {text}" for command, text in rows)
+
+    return (
+        f"{model} has no weights to load: no public VL-Mamba weights exist.\n"
+        f"What you can do:\n{lines(ours)}\n"
+        f"Public models that run here now:\n{lines(public)}"
+    )
+
+
 FAMILY = Family(
     name="vlmamba",
     summary="a VL-Mamba checkpoint folder",
     load="vlmamba_eval.model_adapters.vlmamba.adapter:load",
     options=Options,
     takes="DIR",
+    check=_check,
     recognises=_recognises,
     models={
         "vlmamba-tiny": "a few million parameters, bundled; reads drawn scenes only",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,13 +14,13 @@ from torch import Tensor
 from vlmamba_eval.adapter import AdapterInfo, Deferred
 from vlmamba_eval.model_adapters.shared.device import choose
 from vlmamba_eval.model_adapters.shared.pixels import prepare
-from vlmamba_eval.types import Generation, ImageQuestions, ModelError, UsageError
+from vlmamba_eval.types import ModelError, UsageError
 
-from . import Options, checkpoint
+from . import Options, checkpoint, no_weights
 from .config import PRESETS, ModelConfig, Provenance, load_config, to_dict
-from .engine import Engine, Limits
+from .engine import Configured, Limits
+from .engine_adapter import EngineAdapter, engine_settings
 from .model import VLMamba, random_model
-from .scan import choose_backend
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -30,11 +29,8 @@ TINY = Path(__file__).parent / "tiny"
 """The checkpoint that comes with the project."""
 
 
-class VLMambaAdapter:
-    """Answers questions with a VL-Mamba; `vlmamba_eval.adapter` documents the protocol.
-
-    `sharing=False` answers every question by itself, from the pixels on.
-    """
+class VLMambaAdapter(EngineAdapter):
+    """Answers questions with a VL-Mamba."""
 
     def __init__(
         self,
@@ -45,28 +41,15 @@ class VLMambaAdapter:
         sharing: bool = True,
         limits: Limits | None = None,
     ):
+        config = model.config
         device = model.language_model.backbone.embedding.weight.device
         model.prepare_for_inference()
-        self.engine = Engine(model, tokenizer, sharing=sharing, limits=limits)
-        self.info = describe(model.config, weights, device, model.language_model.blocks[0].mixer.dtype, sharing)
-        self._config = model.config
+        info = describe(config, weights, device, model.language_model.blocks[0].mixer.dtype, sharing)
 
-    @property
-    def images_encoded(self) -> int:
-        """How many images went through the encoder so far."""
-        return self.engine.images_encoded
+        def pixels(image: Image.Image) -> Tensor:
+            return prepare(image, config.vision.image_size, config.preprocessing)
 
-    def prepare(self, image: Image.Image) -> Tensor:
-        """A decoded image -> uint8 [3, h, w] as the encoder wants it. Thread-safe."""
-        return prepare(image, self._config.vision.image_size, self._config.preprocessing)
-
-    def generate(self, batch: Sequence[ImageQuestions]) -> list[list[Generation]]:
-        """Answer every question of every image, in order."""
-        return self.engine.generate(batch)
-
-    def rank(self, batch: Sequence[ImageQuestions]) -> list[list[Generation]]:
-        """Score every continuation of every question, in order."""
-        return self.engine.rank(batch)
+        super().__init__(model, tokenizer, info, pixels, sharing=sharing, limits=limits)
 
 
 def describe(
@@ -81,12 +64,8 @@ def describe(
         image_tokens=config.vision.image_tokens,
         untrained=bool(config.provenance.untrained),
         settings={key: value for key, value in to_dict(config).items() if key != "name"}
-        | {
-            "scan_width": config.scan_width,
-            "scan_backend": choose_backend(device),
-            "state_dtype": "float32",
-            "sharing": sharing,
-        },
+        | {"scan_width": config.scan_width}
+        | engine_settings(device, sharing),
     )
 
 
@@ -101,7 +80,7 @@ def load(name: str, options: Options) -> VLMambaAdapter | Deferred:
         if weights is not None:
             raise UsageError("--random-init draws the parameters; leave out --weights")
         config = preset or load_config(Path(name))
-        tokenizer, source = _tokenizer_for_timing(config, folder)
+        tokenizer, source = tokenizer_for_timing(config, folder)
         parts = ("vision", "connector", "language_model")
         config = replace(
             config,
@@ -112,11 +91,7 @@ def load(name: str, options: Options) -> VLMambaAdapter | Deferred:
         model = random_model(config, seed, where, precision)
         return VLMambaAdapter(model, tokenizer, weights=f"random:{seed}", sharing=sharing)
     if folder is None:
-        raise UsageError(
-            f"there are no public VL-Mamba weights, so {name} has none to load. Build a checkpoint from published "
-            f"parts with `vlmamba-eval assemble` (its connector then needs training, see `vlmamba-train`) and give it "
-            f"with --weights DIR; or measure speed alone with --random-init."
-        )
+        raise UsageError(no_weights(name))
     config = load_config(folder)
     if preset is None:  # named after the folder, unless its configuration has a name of its own
         config = config if config.name not in PRESETS else replace(config, name=folder.resolve().name)
@@ -138,7 +113,7 @@ def load(name: str, options: Options) -> VLMambaAdapter | Deferred:
     return Deferred(describe(config, weights_id, where, precision, sharing), read)
 
 
-def _tokenizer_for_timing(config: ModelConfig, folder: Path | None) -> tuple[Tokenizer, str]:
+def tokenizer_for_timing(config: Configured, folder: Path | None) -> tuple[Tokenizer, str]:
     """The configured tokenizer and its name; where it can't be fetched, the bundled one stands in, and says so."""
     from .assemble import fetch_tokenizer
 

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from vlmamba_eval.model_adapters.shared.configuration import read_json
+from vlmamba_eval.model_adapters.shared.published import check_float, fetch, fetch_weights, tensors
+from vlmamba_eval.model_adapters.shared.vision_tower import from_published
 from vlmamba_eval.types import ModelError
 
 from . import checkpoint
 from .config import ModelConfig, Provenance
 from .language_model import config_from_published, name_of_published
 from .model import empty_model, random_model
+from .vision import tower_config
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+    from .engine import Configured
 
 
 def assemble(
@@ -42,10 +46,10 @@ def assemble(
         out: the folder to write; a checkpoint that is already there is replaced.
         vision: a folder or hub id with a transformers SigLIP or CLIP (the whole model or its vision tower); by default
             the one that the preset names.
-        language_model: a folder or hub id with a Mamba-1 in the files of state-spaces/mamba-* or of transformers; by
-            default the one that the preset names.
-        connector: a safetensors file with the connector's parameters, their names with or without `connector.`;
-            None draws fresh ones from `seed`, and the checkpoint is recorded as untrained.
+        language_model: a folder or hub id with a Mamba-1 in the files of state-spaces/mamba-* or of transformers, also
+            inside a larger model or a trainer's wrapper (Cobra's); by default the one that the preset names.
+        connector: a file with the connector's parameters, their names with or without `connector.`, or with a whole
+            model's; None draws fresh ones from `seed`, and the checkpoint is recorded as untrained.
         tokenizer: a tokenizer.json, a folder or a hub id with one; by default the one that the preset names.
         seed: for the fresh connector.
         say: receives a line before each slow step.
@@ -71,9 +75,9 @@ def assemble(
         say(f"language model: {sources['language_model']}")
         parameters = _language_model(sources["language_model"], config, files)
         say(f"vision encoder: {sources['vision']}")
-        parameters |= _vision(sources["vision"], config)
+        parameters |= _vision(sources["vision"], config, files)
         say(f"connector: {sources['connector']}")
-        parameters |= _connector(connector, config, seed)
+        parameters |= _connector(connector, config, seed, files)
         built = replace(config, provenance=Provenance(untrained=() if connector else ("connector",), sources=sources))
         say(f"writing {out}")
         checkpoint.save(out, parameters, built, pieces)
@@ -113,21 +117,14 @@ def _expected(config: ModelConfig, part: str) -> dict[str, tuple[int, ...]]:
 def _checked(part: str, where: str, parameters: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     shapes = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
     checkpoint.check_shapes(shapes, _expected(config, part), where)
+    for name, tensor in parameters.items():
+        check_float(name, tensor, where)
     return parameters
 
 
 def _language_model(source: str, config: ModelConfig, files: contextlib.ExitStack) -> dict[str, Tensor]:
-    folder = _fetch(source, ["config.json", "*.safetensors", "*.safetensors.index.json"])
-    paths = sorted(folder.glob("*.safetensors"))
-    if not paths:
-        folder = _fetch(source, ["config.json", "pytorch_model*.bin"])
-        paths = sorted(folder.glob("pytorch_model*.bin"))
-    if not paths:
-        raise ModelError(f"{source}: expected *.safetensors or pytorch_model*.bin, found neither in {folder}")
-    try:
-        published = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder / 'config.json'}: expected JSON, found: {error}") from error
+    folder, paths = fetch_weights(source)
+    published = read_json(folder / "config.json")
     found, want = config_from_published(published, str(folder / "config.json")), config.language_model
     same = ("d_model", "n_layer", "d_state", "d_conv", "expand", "norm_eps", "padded_vocab_size")
     differing = [f"{key} {getattr(found, key)} (expected {getattr(want, key)})" for key in same]
@@ -136,7 +133,7 @@ def _language_model(source: str, config: ModelConfig, files: contextlib.ExitStac
         raise ModelError(f"{source} is not the language model of {config.name}: {', '.join(differing)}")
     parameters: dict[str, Tensor] = {}
     head: Tensor | None = None
-    for name, tensor in _tensors(paths, files):
+    for name, tensor in _below_the_backbone(dict(tensors(paths, files))).items():
         ours = name_of_published(name)
         if ours is None:
             head = tensor
@@ -148,82 +145,61 @@ def _language_model(source: str, config: ModelConfig, files: contextlib.ExitStac
     return parameters
 
 
-def _tensors(paths: list[Path], files: contextlib.ExitStack) -> Iterator[tuple[str, Tensor]]:
-    """The named tensors of safetensors or PyTorch files, mapped rather than read. No code in a file is run."""
-    for path in paths:
-        try:
-            if path.suffix == ".safetensors":
-                file = files.enter_context(safe_open(path, framework="pt"))
-                yield from ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
-            else:
-                yield from torch.load(path, map_location="cpu", weights_only=True, mmap=True).items()
-        except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, AttributeError) as error:
-            raise ModelError(f"{path}: expected a file of weights, found: {error}") from error
-        except Exception as error:
-            if type(error).__name__ != "UnpicklingError":
-                raise
-            raise ModelError(f"{path}: holds more than weights and is not opened: {error}") from error
+def _below_the_backbone(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors beside and below `backbone`, however deep a larger model keeps its language model."""
+    ends = ("backbone.embedding.weight", "backbone.embeddings.weight")
+    prefix = next((name.removesuffix(end) for name in found for end in ends if name.endswith(end)), "")
+    return {name.removeprefix(prefix): tensor for name, tensor in found.items() if name.startswith(prefix)}
 
 
-def _vision(source: str, config: ModelConfig) -> dict[str, Tensor]:
-    from transformers import CLIPVisionModel, SiglipVisionModel
+# What transformers' configurations leave out of config.json where it has its usual value
+# (models/siglip/configuration_siglip.py, models/clip/configuration_clip.py).
+_USUAL: dict[str, dict[str, Any]] = {
+    "siglip": {"patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
+    "clip": {"patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
+}
+_USUAL_SIZES = {"image_size": 224, "num_hidden_layers": 12, "num_attention_heads": 12}
 
-    kind: Any = SiglipVisionModel if config.vision.kind == "siglip" else CLIPVisionModel
-    folder = _fetch(source, ["config.json", "*.safetensors", "*.safetensors.index.json"])
-    try:
-        published = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        model_type = published.get("vision_config", published).get("model_type", published.get("model_type", ""))
-        if not str(model_type).startswith(config.vision.kind):
-            raise ModelError(f"{source}: expected a {config.vision.kind} model, found model_type {model_type!r}")
-        tower = kind.from_pretrained(folder, dtype="auto", local_files_only=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{source}: expected a {config.vision.kind} model of transformers, found: {error}") from error
-    found = tower.config
-    keys = ("image_size", "patch_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps")
+
+def _vision(source: str, config: ModelConfig, files: contextlib.ExitStack) -> dict[str, Tensor]:
+    want = config.vision
+    folder, paths = fetch_weights(source)
+    published = read_json(folder / "config.json")
+    part = published.get("vision_config")
+    part = part if isinstance(part, dict) else published
+    model_type = part.get("model_type") or published.get("model_type") or ""
+    if not str(model_type).startswith(want.kind):
+        raise ModelError(f"{source}: expected a {want.kind} model, found model_type {model_type!r:.80}")
+    found = _USUAL_SIZES | _USUAL[want.kind] | part
+    keys = (*_USUAL_SIZES, *_USUAL[want.kind])
     differing = [
-        f"{key} {getattr(found, key)} (expected {getattr(config.vision, key)})"
+        f"{key} {found[key]!r:.80} (expected {getattr(want, key)!r})"
         for key in keys
-        if getattr(found, key) != getattr(config.vision, key)
+        if found[key] != getattr(want, key)
     ]
     if differing:
         raise ModelError(f"{source} is not the vision encoder of {config.name}: {', '.join(differing)}")
-    expected = _expected(config, "vision")
-    parameters = {"vision." + name.removeprefix("vision_model."): p for name, p in tower.state_dict().items()}
     # Layers above the chosen hidden state, the last norm and the pooling head are not part of a checkpoint.
-    return _checked("vision", source, {name: p for name, p in parameters.items() if name in expected}, config)
+    parameters = from_published(tower_config(want), tensors(paths, files), source)
+    return _checked("vision", source, {f"vision.{name}": p for name, p in parameters.items()}, config)
 
 
-def _connector(path: Path | None, config: ModelConfig, seed: int) -> dict[str, Tensor]:
+def _connector(path: Path | None, config: ModelConfig, seed: int, files: contextlib.ExitStack) -> dict[str, Tensor]:
     if path is None:
         connector = empty_model(config).connector.to_empty(device="cpu")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             connector.reset_parameters()
         return {f"connector.{name}": p for name, p in connector.state_dict().items()}
-    with contextlib.ExitStack() as files:
-        found = {f"connector.{name.removeprefix('connector.')}": p for name, p in _tensors([path], files)}
-    return _checked("connector", str(path), found, config)
+    found = dict(tensors([path], files))
+    # A connector alone, or a whole model that has one.
+    named = {f"connector.{name.rpartition('connector.')[2]}": p for name, p in found.items() if "connector." in name}
+    return _checked("connector", str(path), named or {f"connector.{name}": p for name, p in found.items()}, config)
 
 
-def fetch_tokenizer(source: str, config: ModelConfig) -> Tokenizer:
+def fetch_tokenizer(source: str, config: Configured) -> Tokenizer:
     """The tokenizer from a tokenizer.json, a folder, or the hub."""
     path = Path(source)
     if not path.is_file():
-        path = _fetch(source, ["tokenizer.json"]) / "tokenizer.json"
+        path = fetch(source, ["tokenizer.json"]) / "tokenizer.json"
     return checkpoint.load_tokenizer(path, config)
-
-
-def _fetch(source: str, patterns: list[str]) -> Path:
-    """A local folder as it is, or the matching files of a hub repository."""
-    if Path(source).is_dir():
-        return Path(source)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(source, allow_patterns=patterns))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(
-            f"{source} is neither a folder here nor a repository that the hub gives out: {error}. "
-            "Download it where there is a network, and give its folder."
-        ) from error

@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import tempfile
@@ -24,6 +23,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from vlmamba_eval.model_adapters.shared.fingerprint import of_files
+from vlmamba_eval.model_adapters.shared.published import check_file, shards
 from vlmamba_eval.types import ModelError
 
 from .config import ModelConfig, load_config, to_dict
@@ -33,9 +34,9 @@ from .model import VLMamba, empty_model
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from .engine import Configured
+
 _SHARD = "2GB"
-# Hashing less than this takes no time worth a file beside the weights.
-_CACHE_FINGERPRINT_FROM = 64 * 2**20
 
 
 # =============================================================================
@@ -97,14 +98,18 @@ def load(
     model = empty_model(config, dtype)
     with contextlib.ExitStack() as files:
         tensors = _open(folder, files)
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in tensors.items()}
-        check_parameters(shapes, config, str(folder), model)
+        slices = {name: file.get_slice(name) for name, file in tensors.items()}
+        check_parameters({name: tuple(s.get_shape()) for name, s in slices.items()}, config, str(folder), model)
+        for name, found in slices.items():
+            if found.get_dtype() not in ("F64", "F32", "F16", "BF16"):
+                raise ModelError(
+                    f"{folder}: the parameter {name} is stored as {found.get_dtype()}, expected floating point numbers"
+                )
         parameters = {
             name: file.get_tensor(name).to(device, torch.float32 if keeps_float32(name) else dtype)
             for name, file in tensors.items()
         }
     model.load_state_dict(parameters, assign=True)
-    model.vision.reset_buffers()
     return model, config, tokenizer
 
 
@@ -112,6 +117,7 @@ def _open(folder: Path, files: contextlib.ExitStack) -> dict[str, safe_open]:
     """Parameter name -> the open file that holds it."""
     tensors: dict[str, safe_open] = {}
     for path in weight_files(folder):
+        check_file(path)
         try:
             file = files.enter_context(safe_open(path, framework="pt"))
         except (OSError, SafetensorError) as error:
@@ -131,14 +137,7 @@ def weight_files(folder: Path) -> list[Path]:
         if not single.is_file():
             raise ModelError(f"{folder}: expected model.safetensors or model.safetensors.index.json, found neither")
         return [single]
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index}: expected an index with a weight_map, found: {error!r}") from error
-    for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
-            raise ModelError(f"{index}: names the file {name!r}, which is not in {folder}; copy the folder again")
-    return [folder / name for name in names]
+    return shards(index)
 
 
 def check_parameters(
@@ -169,12 +168,13 @@ def check_shapes(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tu
         raise ModelError(f"{where} does not hold the parameters of its configuration; " + "; ".join(problems))
 
 
-def load_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
+def load_tokenizer(path: Path, config: Configured) -> Tokenizer:
     """Read a tokenizer.json and check it against the configuration."""
     from tokenizers import Tokenizer
 
     if not path.is_file():
         raise ModelError(f"{path} is missing: a checkpoint holds its tokenizer")
+    check_file(path)
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:
@@ -183,7 +183,7 @@ def load_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
     return tokenizer
 
 
-def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig, where: str) -> None:
+def check_tokenizer(tokenizer: Tokenizer, config: Configured, where: str) -> None:
     """`ModelError` unless the end mark has its id and every id has an embedding."""
     from vlmamba_eval.model_adapters.shared.template import END
 
@@ -200,31 +200,8 @@ def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig, where: str) -> No
 
 
 def fingerprint(folder: Path) -> str:
-    """`sha256:...` of the parameters' files.
-
-    For large files the hash is kept in the folder, where it can be written, and taken anew when a file's size or time
-    of change differs.
-    """
+    """`sha256:...` of the parameters' files."""
     files = weight_files(folder)
-    marks = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
-    cache = folder / "fingerprint.json"
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        known = json.loads(cache.read_text(encoding="utf-8"))
-        if known["files"] == marks:
-            return str(known["fingerprint"])
-    digest = hashlib.sha256()
     for path in files:
-        digest.update(_sha256(path))
-    found = f"sha256:{digest.hexdigest()}"
-    if sum(size for size, _ in marks.values()) >= _CACHE_FINGERPRINT_FROM:
-        with contextlib.suppress(OSError):
-            cache.write_text(json.dumps({"files": marks, "fingerprint": found}, indent=2) + "\n", encoding="utf-8")
-    return found
-
-
-def _sha256(path: Path) -> bytes:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.digest()
+        check_file(path)
+    return of_files(files, folder / "fingerprint.json")

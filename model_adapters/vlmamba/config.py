@@ -12,13 +12,25 @@ import types
 import typing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
+from msgspec import Meta
+
+from vlmamba_eval.model_adapters.shared.configuration import read_json, shorten
 from vlmamba_eval.model_adapters.shared.pixels import PreprocessingConfig
 from vlmamba_eval.model_adapters.shared.template import TemplateConfig
 from vlmamba_eval.types import ModelError
 
 FORMAT = "vlmamba-1"
+
+# Far beyond every published model, and small enough that an absurd file can take neither memory nor time.
+Width = Annotated[int, Meta(ge=1, le=2**16)]
+Layers = Annotated[int, Meta(ge=1, le=1024)]
+Few = Annotated[int, Meta(ge=1, le=1024)]
+Pixels = Annotated[int, Meta(ge=1, le=4096)]
+Tokens = Annotated[int, Meta(ge=1, le=2**24)]
+TokenId = Annotated[int, Meta(ge=0, lt=2**24)]
+Epsilon = Annotated[float, Meta(gt=0, le=1)]
 
 # =============================================================================
 # The parts
@@ -34,14 +46,14 @@ class VisionConfig:
     """
 
     kind: Literal["siglip", "clip"]
-    image_size: int
-    patch_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    layer_norm_eps: float
-    hidden_act: str
+    image_size: Pixels
+    patch_size: Pixels
+    hidden_size: Width
+    num_hidden_layers: Layers
+    num_attention_heads: Few
+    intermediate_size: Width
+    layer_norm_eps: Epsilon
+    hidden_act: Literal["gelu", "gelu_pytorch_tanh", "quick_gelu"]
     feature_layer: int = -2
 
     @property
@@ -74,24 +86,24 @@ class ConnectorConfig:
     blocks: Literal["shared", "per_direction"] = "shared"
     merge: Literal["sum", "mean"] = "sum"
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
-    norm_eps: float = 1e-5
-    d_state: int = 16
-    d_conv: int = 4
-    expand: int = 2
+    norm_eps: Epsilon = 1e-5
+    d_state: Few = 16
+    d_conv: Few = 4
+    expand: Few = 2
 
 
 @dataclass(frozen=True, slots=True)
 class LanguageModelConfig:
     """A Mamba-1 language model with the names of state-spaces/mamba's `config.json`."""
 
-    d_model: int
-    n_layer: int
-    vocab_size: int = 50277
-    pad_vocab_size_multiple: int = 8
-    d_state: int = 16
-    d_conv: int = 4
-    expand: int = 2
-    norm_eps: float = 1e-5
+    d_model: Width
+    n_layer: Layers
+    vocab_size: Tokens = 50277
+    pad_vocab_size_multiple: Few = 8
+    d_state: Few = 16
+    d_conv: Few = 4
+    expand: Few = 2
+    norm_eps: Epsilon = 1e-5
 
     @property
     def d_inner(self) -> int:
@@ -113,8 +125,8 @@ class TokenizerConfig:
     """Which tokenizer, and the ids that the engine needs of it. No token is put in front of a text."""
 
     source: str = "EleutherAI/gpt-neox-20b"
-    eos_token_id: int = 0
-    pad_token_id: int = 1
+    eos_token_id: TokenId = 0
+    pad_token_id: TokenId = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +147,7 @@ class ModelConfig:
     connector: ConnectorConfig
     language_model: LanguageModelConfig
     template: TemplateConfig = field(default_factory=TemplateConfig)
-    tokenizer: TokenizerConfig = TokenizerConfig()
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     provenance: Provenance = field(default_factory=Provenance)
 
     def __post_init__(self) -> None:
@@ -192,19 +204,21 @@ def from_dict(data: Any, where: str) -> ModelConfig:
 def load_config(folder: Path) -> ModelConfig:
     """The configuration of a checkpoint folder."""
     path = folder / "config.json"
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{folder} is no checkpoint: config.json is missing") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"{path}: expected JSON, found: {error}") from error
+    if not path.exists():
+        raise ModelError(f"{folder} is no checkpoint: config.json is missing")
+    data = read_json(path)
     return from_dict(data, str(path))
+
+
+def check_fields(config: Any, where: str) -> None:
+    """`ModelError` unless every field of a configuration is of its type and within its bounds."""
+    _read(type(config), dataclasses.asdict(config), where, "")
 
 
 def _read(kind: type[T], data: Any, where: str, at: str) -> T:
     if not isinstance(data, dict):
-        raise ModelError(f"{where}: {at or 'the file'} must be an object, found {data!r}")
-    hints = typing.get_type_hints(kind)
+        raise ModelError(f"{where}: {at or 'the file'} must be an object, found {shorten(data)}")
+    hints = typing.get_type_hints(kind, include_extras=True)
     names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
     missing = sorted(set(names) - set(data))
     unknown = sorted(set(data) - set(names))
@@ -213,17 +227,26 @@ def _read(kind: type[T], data: Any, where: str, at: str) -> T:
         raise ModelError(
             f"{where}: the fields of {at or 'the configuration'} differ from what is known; " + "; ".join(parts)
         )
-    return kind(**{name: _value(hints[name], data[name], where, f"{at}.{name}".lstrip(".")) for name in names})
+    values = {name: _value(hints[name], data[name], where, f"{at}.{name}".lstrip(".")) for name in names}
+    try:
+        return kind(**values)
+    except ModelError as error:  # fields that do not go together
+        raise ModelError(f"{where}: {error}") from None
 
 
 def _value(hint: Any, value: Any, where: str, at: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        value = _value(arguments[0], value, where, at)
+        if (outside := _outside(value, arguments[1])) is not None:
+            raise ModelError(f"{where}: {at} must be {outside}, found {shorten(value)}")
+        return value
     if dataclasses.is_dataclass(hint):
         return _read(typing.cast(type, hint), value, where, at)
     if origin is Literal:
         if value in arguments:
             return value
-        raise ModelError(f"{where}: {at} must be one of {', '.join(map(repr, arguments))}, found {value!r}")
+        raise ModelError(f"{where}: {at} must be one of {', '.join(map(repr, arguments))}, found {shorten(value)}")
     if origin is tuple and isinstance(value, list):
         kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
         if len(kinds) == len(value):
@@ -234,7 +257,18 @@ def _value(hint: Any, value: Any, where: str, at: str) -> Any:
         return float(value)
     elif isinstance(hint, type) and not isinstance(hint, types.GenericAlias) and type(value) is hint:
         return value
-    raise ModelError(f"{where}: {at} must be {getattr(hint, '__name__', None) or hint}, found {value!r}")
+    raise ModelError(f"{where}: {at} must be {getattr(hint, '__name__', None) or hint}, found {shorten(value)}")
+
+
+def _outside(value: float, bounds: Meta) -> str | None:
+    """What a number should be, if it is not."""
+    tests = (
+        ("at least", bounds.ge, lambda bound: value >= bound),
+        ("more than", bounds.gt, lambda bound: value > bound),
+        ("at most", bounds.le, lambda bound: value <= bound),
+        ("less than", bounds.lt, lambda bound: value < bound),
+    )
+    return next((f"{text} {bound:,}" for text, bound, holds in tests if bound is not None and not holds(bound)), None)
 
 
 # =============================================================================

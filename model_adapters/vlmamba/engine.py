@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,10 +24,9 @@ from torch import Tensor
 from vlmamba_eval.model_adapters.shared.template import answer_text, render
 from vlmamba_eval.types import Generation, ImageQuestions, Likelihood, OutOfMemory, Question, StopReason
 
-from .config import TemplateConfig
+from .config import LanguageModelConfig, TemplateConfig, TokenizerConfig
 from .decoder import Decoder
-from .language_model import State
-from .model import VLMamba
+from .language_model import LanguageModel, State
 from .scan import choose_backend, takes_packed_rows
 
 if TYPE_CHECKING:
@@ -35,6 +34,31 @@ if TYPE_CHECKING:
 
 
 _T = TypeVar("_T")
+
+
+class Configured(Protocol):
+    """What the engine needs to know of a model."""
+
+    @property
+    def template(self) -> TemplateConfig: ...
+    @property
+    def tokenizer(self) -> TokenizerConfig: ...
+    @property
+    def language_model(self) -> LanguageModelConfig: ...
+
+
+class ReadsImages(Protocol):
+    """A model whose image becomes embeddings in front of the question: a VL-Mamba, and families that are built alike.
+
+    `embed_images` takes stacked pixels, as the family prepares them, to embeddings [i, t, d_model].
+    """
+
+    @property
+    def config(self) -> Configured: ...
+    @property
+    def language_model(self) -> LanguageModel: ...
+
+    def embed_images(self, pixels: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +113,7 @@ class Engine:
 
     def __init__(
         self,
-        model: VLMamba,
+        model: ReadsImages,
         tokenizer: Tokenizer,
         *,
         sharing: bool = True,

@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vlmamba_eval.types import ModelError
 
-from .config import LanguageModelConfig
+from .config import LanguageModelConfig, check_fields
 from .linear import linear_of, pack
 from .scan import causal_conv, causal_conv_step, selective_scan, selective_step
 
@@ -79,6 +79,8 @@ class MambaMixer(nn.Module):
     @torch.no_grad()
     def reset_ssm(self) -> None:
         """Mamba's own start of the recurrence: A = -(1..N), step sizes log-uniform between 0.001 and 0.1, D = 1."""
+        if self.D.is_meta:  # no memory to fill, and PyTorch would import its compiler for trying
+            return
         nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
         low, high = math.log(1e-3), math.log(1e-1)
         dt = torch.exp(torch.rand_like(self.D) * (high - low) + low).clamp(min=1e-4)  # [d]
@@ -363,9 +365,10 @@ def config_from_published(data: dict[str, Any], where: str) -> LanguageModelConf
                 "hidden_act": "silu",
                 "model_type": "mamba",
             }
-            inner = data.get("intermediate_size", found.d_inner)
         else:
             ssm = data.get("ssm_cfg") or {}
+            if not isinstance(ssm, dict):
+                raise ModelError(f"{where}: ssm_cfg must be an object, found {ssm!r:.80}")
             found = LanguageModelConfig(
                 d_model=data["d_model"],
                 n_layer=data["n_layer"],
@@ -378,7 +381,8 @@ def config_from_published(data: dict[str, Any], where: str) -> LanguageModelConf
             rank = ssm.get("dt_rank", "auto")
             plain = {"rms_norm": True, "tie_embeddings": True, "layer": "Mamba1"}
             data = {**data, "layer": ssm.get("layer", "Mamba1")}
-            inner = found.d_inner
+        check_fields(found, where)
+        inner = data.get("intermediate_size", found.d_inner)
     except KeyError as missing:
         raise ModelError(
             f"{where}: expected the configuration of a Mamba-1 language model, {missing} is missing"

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from .config import ModelConfig
 from .connector import Connector
-from .language_model import LanguageModel, keeps_float32
+from .language_model import LanguageModel
 from .linear import pack_all
+from .making import drawn, empty
 from .vision import VisionTower
 
 
@@ -41,20 +42,11 @@ class VLMamba(nn.Module):
 
 def empty_model(config: ModelConfig, dtype: torch.dtype = torch.float32) -> VLMamba:
     """The model without memory (on the meta device), its parameters of the precision that they will have."""
-    with torch.device("meta"):
-        model = VLMamba(config)
-    for name, parameter in model.named_parameters():
-        parameter.data = parameter.data.to(torch.float32 if keeps_float32(name) else dtype)
-    return model
+    return empty(lambda: VLMamba(config), dtype)
 
 
 def random_model(
     config: ModelConfig, seed: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> VLMamba:
     """The model with random parameters, drawn on the device itself. The global random state is left as it was."""
-    device = torch.device(device)
-    model = empty_model(config, dtype).to_empty(device=device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        model.reset_parameters()
-    return model
+    return drawn(empty_model(config, dtype), seed, torch.device(device))

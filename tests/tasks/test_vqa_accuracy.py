@@ -43,9 +43,9 @@ def _marks_one_by_one(text: str) -> str:
 
 @given(st.text(alphabet="aB1 .,'-/?\t\n²Éß!", max_size=12))
 def test_the_short_cuts_of_normalisation_change_nothing(text: str) -> None:
-    from vlmamba_eval.tasks.vqa_accuracy import _words
+    from vlmamba_eval.tasks.vqa_accuracy import words
 
-    assert vqa(text) == _words(_marks_one_by_one(one_line(text)))
+    assert vqa(text) == words(_marks_one_by_one(one_line(text)))
 
 
 def test_soft_accuracy_by_the_number_of_agreeing_annotators() -> None:

@@ -114,5 +114,5 @@ def test_timing_without_a_network_takes_the_bundled_tokenizer(monkeypatch: pytes
 
     monkeypatch.setattr("vlmamba_eval.model_adapters.vlmamba.assemble.fetch_tokenizer", unreachable)
     with pytest.warns(UserWarning, match="tokenizer of vlmamba-tiny instead"):
-        _, source = vlmamba._tokenizer_for_timing(PRESETS["vlmamba-2.8b"], None)
+        _, source = vlmamba.tokenizer_for_timing(PRESETS["vlmamba-2.8b"], None)
     assert source == "vlmamba-tiny (in place of EleutherAI/gpt-neox-20b)"

@@ -196,3 +196,60 @@ def test_an_assembled_checkpoint_answers(tmp_path: Path, micro: ModelConfig, sig
     [[answer]] = adapter.generate([ImageQuestions(image, (Question("What is it?", 3),))])
     assert isinstance(answer, Generation)
     assert answer.n_tokens <= 3
+
+
+# =============================================================================
+# Parts in another dress
+# =============================================================================
+
+
+@pytest.mark.parametrize(
+    "dress",
+    [
+        lambda t: {"model": t, "epoch": 1},
+        lambda t: {"model": {"llm_backbone": {f"llm.{n}": p for n, p in t.items()}, "projector": {"0": torch.ones(2)}}},
+        lambda t: {"state_dict": {f"module.{name}": tensor for name, tensor in t.items()}},
+    ],
+)
+def test_a_wrapped_language_model_is_found(tmp_path: Path, micro: ModelConfig, siglip: str, dress: Any) -> None:
+    tensors = native_mamba(tmp_path / "mamba", micro)
+    stored = {**tensors, "lm_head.weight": tensors["backbone.embedding.weight"]}
+    torch.save(dress(stored), tmp_path / "mamba" / "pytorch_model.bin")
+    model, _, _ = checkpoint.load(build(micro, tmp_path, siglip))
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in model.language_model.state_dict().items())
+
+
+def test_the_connector_of_a_whole_model_is_taken(tmp_path: Path, micro: ModelConfig, siglip: str) -> None:
+    native_mamba(tmp_path / "mamba", micro)
+    whole = random_model(micro, 9)
+    torch.save({"model": whole.state_dict()}, tmp_path / "whole.pt")
+    model, _, _ = checkpoint.load(build(micro, tmp_path, siglip, connector=tmp_path / "whole.pt"))
+    assert torch.equal(model.connector.linear_in.weight, whole.connector.linear_in.weight)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"d_model": None}, "d_model must be int, found None"),
+        ({"pad_vocab_size_multiple": 0}, "pad_vocab_size_multiple must be at least 1, found 0"),
+        ({"n_layer": 10**9}, "n_layer must be at most 1,024"),
+        ({"ssm_cfg": [1]}, r"ssm_cfg must be an object, found \[1\]"),
+        ({"vocab_size": "50280"}, "vocab_size must be int, found '50280'"),
+    ],
+)
+def test_a_language_models_absurd_configuration_is_named(
+    tmp_path: Path, micro: ModelConfig, siglip: str, changes: dict[str, Any], message: str
+) -> None:
+    native_mamba(tmp_path / "mamba", micro)
+    path = tmp_path / "mamba" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(ModelError, match=rf"config\.json: {message}"):
+        build(micro, tmp_path, siglip)
+
+
+def test_quantised_weights_are_refused(tmp_path: Path, micro: ModelConfig, siglip: str) -> None:
+    tensors = native_mamba(tmp_path / "mamba", micro)
+    stored = {name: p.to(torch.int8) if "in_proj" in name else p for name, p in tensors.items()}
+    torch.save(stored, tmp_path / "mamba" / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"in_proj\.weight is stored as int8, expected floating point"):
+        build(micro, tmp_path, siglip)

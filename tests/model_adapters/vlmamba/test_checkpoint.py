@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
+from vlmamba_eval.model_adapters.shared import fingerprint
 from vlmamba_eval.model_adapters.vlmamba import checkpoint
 from vlmamba_eval.model_adapters.vlmamba.assemble import draw
 from vlmamba_eval.model_adapters.vlmamba.config import ModelConfig
@@ -95,10 +96,15 @@ def test_differences_from_the_configuration_are_listed(folder: Path) -> None:
     ("name", "content", "message"),
     [
         ("model.safetensors", b"\x80\x04no weights", "expected a safetensors file"),
-        ("model.safetensors.index.json", b"[]", "expected an index with a weight_map"),
+        ("model.safetensors.index.json", b"[]", "expected a JSON object"),
+        ("model.safetensors.index.json", b"{}", "expected an index with a weight_map"),
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull"),
+        ("model.safetensors", b"", "found an empty file"),
         ("model.safetensors.index.json", b'{"weight_map": {"a": "../../etc/passwd"}}', "which is not in"),
         ("tokenizer.json", b"{}", "expected a tokenizer"),
         ("config.json", b"nonsense", "expected JSON"),
+        ("config.json", b"[" * 100_000, "nested too deeply"),
+        ("config.json", b'{"a": ' + b"9" * 5000 + b"}", "expected JSON"),
     ],
 )
 def test_a_damaged_file_is_named(folder: Path, name: str, content: bytes, message: str) -> None:
@@ -113,6 +119,35 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
     (folder / name).unlink()
     with pytest.raises(ModelError, match=name):
         checkpoint.load(folder)
+
+
+def test_whole_numbers_are_no_parameters(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["connector.linear_in.bias"] = tensors["connector.linear_in.bias"].to(torch.int8)
+    save_file(tensors, path)
+    with pytest.raises(ModelError, match=r"connector\.linear_in\.bias is stored as I8, expected floating point"):
+        checkpoint.load(folder)
+
+
+def test_a_file_that_is_cut_short_is_named(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    for size in (4, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ModelError, match=r"model\.safetensors: expected a safetensors file"):
+            checkpoint.load(folder)
+
+
+def test_a_kept_fingerprint_is_never_written_through_a_link(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fingerprint, "_CACHE_FROM", 1)
+    (tmp_path / "precious").write_text("mine")
+    (folder / "fingerprint.json").symlink_to(tmp_path / "precious")
+    found = checkpoint.fingerprint(folder)
+    assert (tmp_path / "precious").read_text() == "mine"
+    assert json.loads((folder / "fingerprint.json").read_text())["fingerprint"] == found
 
 
 def test_a_tokenizer_of_another_model_is_refused(folder: Path, tokenizer: Tokenizer) -> None:
@@ -137,11 +172,11 @@ def test_the_fingerprint_follows_the_content(
 def test_the_fingerprint_of_large_files_is_kept_until_they_change(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "_CACHE_FINGERPRINT_FROM", 1)
+    monkeypatch.setattr(fingerprint, "_CACHE_FROM", 1)
     first = checkpoint.fingerprint(folder)
     assert (folder / "fingerprint.json").exists()
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_sha256", lambda path: pytest.fail("was hashed again"))
+        patch.setattr(fingerprint, "_sha256", lambda path: pytest.fail("was hashed again"))
         assert checkpoint.fingerprint(folder) == first
     tensors = load_file(folder / "model.safetensors")
     tensors["connector.linear_in.bias"] += 1
@@ -153,7 +188,7 @@ def test_the_fingerprint_of_large_files_is_kept_until_they_change(
 def test_a_checkpoint_without_a_writable_folder_still_has_a_fingerprint(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "_CACHE_FINGERPRINT_FROM", 1)
+    monkeypatch.setattr(fingerprint, "_CACHE_FROM", 1)
     expected = checkpoint.fingerprint(folder)
     (folder / "fingerprint.json").unlink()
     (folder / "fingerprint.json").mkdir()

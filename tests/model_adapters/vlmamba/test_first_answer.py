@@ -1,0 +1,47 @@
+"""What stands between a command and the first answer: imports cost more time than the model itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+# Not needed on the way, though installed: asking for them is an error here.
+ABSENT = ("transformers", "pandas", "datasets", "scipy", "huggingface_hub", "accelerate", "sympy", "torch._dynamo")
+
+FIRST_ANSWER = f"""
+import sys
+for name in {ABSENT!r}:
+    sys.modules[name] = None
+from PIL import Image
+from vlmamba_eval.registry import load
+from vlmamba_eval.types import ImageQuestions, Question
+adapter = load("vlmamba-tiny", {{"device": "cpu"}})
+image = adapter.prepare(Image.new("RGB", (60, 40), "red"))
+[[answer]] = adapter.generate([ImageQuestions(image, (Question("Is there a dog?", 4),))])
+print(answer.text)
+"""
+
+
+def test_a_first_answer_imports_no_library_that_it_does_not_need() -> None:
+    done = subprocess.run([sys.executable, "-c", FIRST_ANSWER], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("tasks", [[], ["--tasks", "gqa,mme"]])
+def test_a_model_without_weights_is_told_at_once_what_there_is_instead(tasks: list[str]) -> None:
+    code = "import sys; sys.modules['torch'] = None; from vlmamba_eval.cli import main; main()"
+    command = [sys.executable, "-c", code, "--model", "vlmamba-2.8b", *tasks]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "no public VL-Mamba weights exist" in done.stderr
+    for way in (
+        "vlmamba-eval assemble vlmamba-2.8b",
+        "vlmamba-train",
+        "--random-init",
+        "--model cobra-3b",
+        "mambavl-2.8b",
+    ):
+        assert way in done.stderr
