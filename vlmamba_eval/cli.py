@@ -192,11 +192,11 @@ def cli(ctx: click.Context, **options: Any) -> None:
         return
     for name in ("model", "tasks"):
         if not options[name]:
-            if name == "tasks" and not options["include"]:
+            if name == "tasks" and options["model"] and not options["include"]:
                 from vlmamba_eval.registry import check_model
 
                 chosen = {option: options[option] for option in ("weights", "random_init") if options[option]}
-                check_model(options["model"], chosen)  # a model that can't be had is the first thing to know
+                check_model(str(options["model"]), chosen)  # a model that can't be had is the first thing to know
             raise UsageError(f"--{name} is missing. `vlmamba-eval list {name.removesuffix('s')}s` shows what there is.")
     given = {p for p in ctx.params if ctx.get_parameter_source(p) == click.core.ParameterSource.COMMANDLINE}
     ctx.exit(_evaluate(given, **options))

@@ -370,10 +370,15 @@ def test_a_picture_that_takes_too_long_is_given_up(data: Path, tmp_path: Path, m
     assert len(failed) == 12
 
 
+def generation(text: Any = "red", n_tokens: Any = 1, stop: Any = "eos") -> Generation:
+    """A generation with a field that is not of its type."""
+    return Generation(text, "", n_tokens, stop)
+
+
 @pytest.mark.parametrize(
     "said",
-    [None, b"red", "red", 3, Generation(None, "", 1, "eos"), Generation("red", "", np.int64(1), "eos"),
-     Generation("red", "", True, "eos"), Generation(b"red", "", 1, "eos"), Generation("red", "", 1, "because")],
+    [None, b"red", "red", 3, generation(text=None), generation(n_tokens=np.int64(1)), generation(n_tokens=True),
+     generation(text=b"red"), generation(stop="because")],
     ids=repr,
 )  # fmt: skip
 def test_what_is_no_answer_is_a_failure_of_its_question_and_never_stored(data: Path, tmp_path: Path, said: Any) -> None:

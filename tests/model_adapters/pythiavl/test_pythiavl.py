@@ -54,10 +54,9 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Writ
         torch.manual_seed(0)
         folder = tmp_path / "finetuned_pythiavl_test"
         folder.mkdir(exist_ok=True)
-        config = GPTNeoXConfig(
-            hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, vocab_size=10496,
-            rotary_pct=0.25, initializer_range=0.5,
-        )  # fmt: skip
+        arguments: Any = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 10496}
+        more: Any = {"intermediate_size": 64, "rotary_pct": 0.25, "initializer_range": 0.5}
+        config = GPTNeoXConfig(**arguments, **more)
         model = GPTNeoXForCausalLM(config).eval()
         tower = {name: torch.randn(p.shape) * 0.3 for name, p in Tower(EVA02).state_dict().items()}
         stored = {f"vision_encoder.{name}": tensor for name, tensor in timm_like("eva02", tower).items()}

@@ -85,7 +85,8 @@ def test_clip_equals_transformers_up_to_every_layer(layers: int) -> None:
 
 
 def dinov2(size: int) -> Any:
-    arguments = SIZES | {"image_size": size, "num_hidden_layers": LAYERS, "mlp_ratio": 2, "num_register_tokens": 4}
+    more = {"image_size": size, "num_hidden_layers": LAYERS, "mlp_ratio": 2, "num_register_tokens": 4}
+    arguments: Any = SIZES | more
     return noisy(Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**arguments)))
 
 
