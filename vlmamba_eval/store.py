@@ -245,6 +245,8 @@ def read_verdicts(folder: Path) -> Iterator[dict[str, Any]]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise StoreError(f"{path} cannot be read ({error.strerror or error}). To have it written, {REPEAT}.") from None
+    except UnicodeDecodeError as error:
+        raise StoreError(f"{path} is damaged: {error}. {REWRITE}") from None
     for number, line in enumerate(lines, 1):
         try:
             yield json.loads(line)

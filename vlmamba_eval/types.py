@@ -13,6 +13,7 @@ The way of a question:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -23,7 +24,13 @@ from typing import Any, Literal
 
 
 class EvalError(Exception):
-    """An error that the user can act on. Its text is the whole message; no traceback is shown."""
+    """An error that the user can act on. Its text is the whole message; no traceback is shown.
+
+    What it quotes from a file may be pages long without a space: then a beginning of it has to do.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(re.sub(r"(\S{200})\S{200,}", r"\1...", str(message)))
 
 
 class UsageError(EvalError):
