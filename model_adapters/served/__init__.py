@@ -32,9 +32,9 @@ class Options:
         Meta(description="fields that the server knows; auto: openai for OpenAI's API, else vllm (SGLang, llama.cpp)"),
     ] = "auto"
     system: Annotated[str, Meta(description="system sentence; empty: whatever the server's template has")] = ""
-    temperature: Annotated[float | None, Meta(description="0: greedy; none: not sent, for models that refuse it")] = 0.0
-    top_p: Annotated[float | None, Meta(description="none: not sent")] = 1.0
-    seed: Annotated[int | None, Meta(description="none: not sent")] = 0
+    temperature: Annotated[float | None, Meta(description="0: greedy; null: not sent, for models that refuse it")] = 0.0
+    top_p: Annotated[float | None, Meta(description="null: not sent")] = 1.0
+    seed: Annotated[int | None, Meta(description="null: not sent")] = 0
     thinking: Annotated[
         Literal["off", "on", "unset"],
         Meta(description="enable_thinking of the server's chat template; unset: not sent"),
