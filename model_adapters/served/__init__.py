@@ -45,7 +45,9 @@ class Options:
     image_format: Annotated[
         Literal["png", "jpeg"], Meta(description="png: every pixel as decoded; jpeg: quality 95, for slow lines")
     ] = "png"
-    concurrency: Annotated[int, Meta(ge=1, description="requests at a time")] = 8
+    concurrency: Annotated[
+        int, Meta(ge=1, description="requests at a time; beyond 16, raise --batch-tokens as well")
+    ] = 8
     timeout: Annotated[float, Meta(gt=0, description="seconds that one try of one question may take")] = 120.0
     max_retries: Annotated[int, Meta(ge=0, description="new tries of one question after a failure that may pass")] = 5
 

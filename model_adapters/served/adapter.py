@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 JPEG_QUALITY = 95
 PNG_LEVEL = 1  # lossless at any level; this one is fast
+IMAGE_TOKENS = 64  # for the size of batches alone: at most some forty images, of about a megabyte each, are held
 
 
 def load(model: str, options: Options) -> Deferred:
@@ -43,6 +44,7 @@ def load(model: str, options: Options) -> Deferred:
         weights=f"served:{model}",
         device="server",
         dtype="unknown",
+        image_tokens=IMAGE_TOKENS,
         deterministic=False,
         settings={
             "server": server.url,
