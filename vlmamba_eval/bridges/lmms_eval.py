@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 from filelock import FileLock, Timeout
+from lmms_eval.api.instance import GenerationResult  # type: ignore[import-not-found] - an extra
 from lmms_eval.api.model import lmms  # type: ignore[import-not-found] - an extra
 from PIL import Image
 from tqdm import tqdm
@@ -101,11 +102,12 @@ class VLMambaForLmms(lmms):
             self._answer(asked, self.adapter.generate, known, keep, "Answering")
         return [_until(known[key].text, request.args[1]) for key, request in zip(keys, requests, strict=True)]
 
-    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """(mean negative log-probability of the continuation's tokens, whether greedy decoding gives it).
+    def loglikelihood(self, requests: Sequence[Any]) -> list[GenerationResult]:
+        """(mean negative log-probability of the continuation's tokens, whether greedy decoding gives it) as `text`.
 
-        The first is a loss, as lmms-eval's own models return: its `multiple_choice` takes the smallest. The space in
-        front of a continuation is left out, for the conversation template has its own.
+        The first is a loss, as lmms-eval's own models return: its `multiple_choice` takes the smallest. The pair is
+        wrapped because the evaluator of release 0.7.3 makes a text of a bare one. The space in front of a continuation
+        is left out, for the conversation template has its own.
         """
         if not isinstance(self.adapter, RanksContinuations):
             raise UsageError(f"{self.adapter.info.name} cannot score given answers; choose tasks that generate.")
@@ -134,7 +136,8 @@ class VLMambaForLmms(lmms):
         for place, (_, text) in zip(contexts, places, strict=True):
             kept = known[keys[place]]
             at = list(wanted[place]).index(text)
-            found.append((kept.losses[at], known[greedy[place, kept.n_tokens[at]]].text == text))
+            pair = kept.losses[at], known[greedy[place, kept.n_tokens[at]]].text == text
+            found.append(GenerationResult(pair))  # type: ignore[arg-type] - it passes on whatever it holds
         return found
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.contract import AdapterContract
 from tests.servers import ChatServer, answer, drop, free_port, status
 from vlmamba_eval.adapter import Adapter, Deferred, ReportsTelemetry
 from vlmamba_eval.model_adapters.served import FAMILY, Options
@@ -27,6 +29,15 @@ SECRET = "sk-very-secret-0123456789"
 def _no_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENAI_API_KEY", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
+
+
+class TestContract(AdapterContract):
+    @pytest.fixture
+    def adapter(self) -> Iterator[Adapter]:
+        with ChatServer() as server:
+            adapter = served(server)
+            yield adapter
+            adapter.close()
 
 
 def served(server: ChatServer, **options: Any) -> Served:

@@ -39,8 +39,10 @@ def bridge(monkeypatch: pytest.MonkeyPatch) -> Any:
             rank = property(lambda self: self._rank)
             world_size = property(lambda self: self._world_size)
 
-        for name in ("lmms_eval", "lmms_eval.api", "lmms_eval.api.model"):
+        for name in ("lmms_eval", "lmms_eval.api", "lmms_eval.api.model", "lmms_eval.api.instance"):
             monkeypatch.setitem(sys.modules, name, ModuleType(name))
+        result = lambda text: SimpleNamespace(text=text)  # noqa: E731 - a class of one field
+        sys.modules["lmms_eval.api.instance"].GenerationResult = result  # type: ignore[attr-defined]
         sys.modules["lmms_eval.api.model"].lmms = Base  # type: ignore[attr-defined]
     monkeypatch.delitem(sys.modules, "vlmamba_eval.bridges.lmms_eval", raising=False)
     import vlmamba_eval.bridges.lmms_eval as module
@@ -160,7 +162,7 @@ def test_choices_are_ranked_together_and_the_loss_is_the_least_for_the_best(
     for _ in range(2):  # the second time from the journal
         model = bridge.VLMambaForLmms(journal=str(tmp_path / "journal.jsonl"))
         model.task_dict = {"task": {"test": documents}}
-        found = model.loglikelihood(asked)
+        found = [one.text for one in model.loglikelihood(asked)]
         assert found == [
             (0.5, True), (1.5, False), (1.5, False),
             (1.5, False), (0.5, True), (1.5, False),
@@ -173,7 +175,7 @@ def test_a_continuation_may_be_told_by_the_document(bridge: Any, monkeypatch: py
     model = bridge.VLMambaForLmms()
     model.task_dict = {"task": {"test": [Image.new("RGB", (4, 4), "red")]}}
     args = ("Which?", lambda document: "red", lambda document: [document], 0, "task", "test")
-    assert model.loglikelihood([SimpleNamespace(args=args)]) == [(0.5, True)]
+    assert [one.text for one in model.loglikelihood([SimpleNamespace(args=args)])] == [(0.5, True)]
 
 
 def test_a_model_that_cannot_rank_says_so(bridge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
