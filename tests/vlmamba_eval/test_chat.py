@@ -95,7 +95,7 @@ def test_requests_are_read_little_by_little() -> None:
             yield requests(["again"])[0]
 
     with ChatServer() as server, Chat(Server(server.url, "toy", concurrency=2)) as chat:
-        outcomes = chat.ask_all(endless())
+        outcomes: Any = chat.ask_all(endless())
         for _ in range(5):
             assert next(outcomes) == Reply("again", "eos", 3)
         outcomes.close()
@@ -193,7 +193,7 @@ def test_while_a_server_is_busy_no_other_request_is_sent_either() -> None:
 def test_a_date_and_milliseconds_are_read_as_well() -> None:
     soon = formatdate(time.time() + 2, usegmt=True)  # whole seconds: at least one of the two is left
     for header in ({"retry_after": soon}, {"retry_after_ms": "400", "retry_after": "0"}):
-        with ChatServer(lambda asked, h=header: answer("yes") if asked.nth else status(503, **h)) as server:
+        with ChatServer(lambda asked, h=header: answer("yes") if asked.nth else status(503, b"", **h)) as server:
             assert ask(server, ["a"]) == [Reply("yes", "eos", 3)]
         assert server.asked[1].at - server.asked[0].at >= 0.39
 

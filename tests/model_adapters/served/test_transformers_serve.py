@@ -65,7 +65,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = hf.LlavaConfig(
         vision_config=hf.CLIPVisionConfig(**small, image_size=28, patch_size=14),
         text_config=hf.LlamaConfig(**small, vocab_size=len(vocabulary), bos_token_id=1, eos_token_id=2, pad_token_id=0),
-        image_token_id=3,
+        image_token_id=3,  # type: ignore[call-arg] - the configuration's decorator hides it
         vision_feature_layer=-2,
     )
     torch.manual_seed(0)
@@ -128,7 +128,7 @@ def in_this_process(folder: Path, image: Image.Image | None, text: str) -> str:
     import transformers as hf
 
     processor = hf.AutoProcessor.from_pretrained(folder)
-    model = hf.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    model: Any = hf.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     parts: list[dict[str, Any]] = [{"type": "image", "image": image}] if image is not None else []
     parts.append({"type": "text", "text": text})
     inputs = processor.apply_chat_template(

@@ -159,6 +159,7 @@ def test_choices_are_ranked_together_and_the_loss_is_the_least_for_the_best(
         for i in range(2)
         for text in (" red", " blue", " red wine")
     ]
+    model: Any = None
     for _ in range(2):  # the second time from the journal
         model = bridge.VLMambaForLmms(journal=str(tmp_path / "journal.jsonl"))
         model.task_dict = {"task": {"test": documents}}
