@@ -239,7 +239,7 @@ def _evaluate(
     chosen = _tasks(tasks)
     family, _ = find_family(model)  # a misspelt model is told before data is read
     declared = {option.name for option in options_of(family)}
-    options = _model_options(model_options)
+    options = _key_values("--model-option", model_options)
     for short, value in {"seed": seed, **shorthands}.items():
         option, value = ("sharing", not value) if short == "no_sharing" else (short, value)
         if short in given and (option in declared or short != "seed"):
@@ -296,13 +296,13 @@ def _shard(text: str | None) -> tuple[int, int] | None:
     return int(number), int(of)
 
 
-def _model_options(given: tuple[str, ...]) -> dict[str, Any]:
+def _key_values(option: str, given: tuple[str, ...]) -> dict[str, Any]:
     """`KEY=VALUE` texts by key."""
     options: dict[str, Any] = {}
     for text in given:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise UsageError(f"--model-option {text}: expected KEY=VALUE.")
+            raise UsageError(f"{option} {text}: expected KEY=VALUE.")
         options[key.strip().replace("-", "_")] = value
     return options
 
@@ -418,20 +418,29 @@ def submit(run: Path, data: str | None, out: Path | None) -> None:
 @click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
 @click.option("--judge-url", required=True, metavar="URL", help="An OpenAI-compatible endpoint, for example .../v1.")
 @click.option("--judge-model", required=True, metavar="NAME", help="The judge's name at that endpoint.")
+@click.option(
+    "--judge-option",
+    "judge_options",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="One of api_key_env, concurrency, timeout, max_retries, temperature, top_p, seed, thinking, dialect.",
+)
 @click.option("--data", metavar="DIR", help="Where the benchmark lies. Default: where the run read it.")
-def judge(run: Path, judge_url: str, judge_model: str, data: str | None) -> None:
+def judge(run: Path, judge_url: str, judge_model: str, judge_options: tuple[str, ...], data: str | None) -> None:
     """Have a model grade a run's answers (MM-Vet). The key is read from OPENAI_API_KEY.
 
     Judgements are kept in the run folder: the same command goes on where it was stopped. Judges differ, so the judge's
     name stands beside the score.
     """
     from vlmamba_eval.judge import judge as grade
+    from vlmamba_eval.judge import parse_judging
 
     def tell(done: int, total: int) -> None:
         if done % 20 == 0 or done == total:
             _say(f"{done:,}/{total:,} answers judged")
 
-    grade(run, judge_url, judge_model, data, tell)
+    judging = parse_judging(_key_values("--judge-option", judge_options))
+    grade(run, judge_url, judge_model, data, tell, judging=judging, announce=_say)
     _report([run], None, None, relative_to=Path())
 
 

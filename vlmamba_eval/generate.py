@@ -27,8 +27,8 @@ from vlmamba_eval.types import (
     UsageError,
 )
 
-AUTO_BATCH_TOKENS = {"cpu": 16_384, "cuda": 262_144}
-"""Token budget of one batch, by type of device."""
+AUTO_BATCH_TOKENS = {"cpu": 16_384, "cuda": 262_144, "server": 4_096}
+"""Token budget of one batch, by type of device. A server's answers cost money, and are on the disk after each batch."""
 
 PREPARE_THREADS = 4
 IMAGE_SECONDS = 30.0  # for reading, decoding and preparing one picture; a usual one takes a hundredth of a second

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.servers import Act, Asked, ChatServer, drop
+from tests.servers import answer as reply
 from vlmamba_eval.answer_files import read_answer_file
 from vlmamba_eval.dataset import Dataset, read_folder
 from vlmamba_eval.images import read_image
-from vlmamba_eval.judge import judgements
+from vlmamba_eval.judge import Judging, judgements, parse_judging
 from vlmamba_eval.manifest import DataIdentity
 from vlmamba_eval.stats import summarise
 from vlmamba_eval.tasks.mmvet import TASKS
@@ -152,13 +156,14 @@ def test_llavas_answer_file_counts_from_zero(put: Put) -> None:
 def judge(
     samples: list[Sample], answers: dict[str, str], cache: Path, url: str, model: str, **more: Any
 ) -> dict[str, Verdict]:
+    more = {"judging": Judging(concurrency=1, max_retries=0)} | more
     return judgements(MMVET, samples, answers, cache, url, model, **more)
 
 
 def test_the_judge_is_shown_question_reference_and_answer(
     put: Put, server: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-0123")
     server.replies = ["0.5"]
     verdicts = judge(load(put, {"v1_0": entry()}), {"v1_0": "x = -1"}, tmp_path / "j.jsonl", server.url, "gpt-4-0613")
     assert verdicts == {"v1_0": Verdict("0.5", 0.5)}
@@ -168,7 +173,8 @@ def test_the_judge_is_shown_question_reference_and_answer(
         "role": "user",
         "content": "Question: What is x?\nReference: -1 <AND> -5\nAnswer: x = -1",
     }
-    assert server.keys == ["Bearer secret"]
+    assert "max_tokens" not in request
+    assert server.keys == ["Bearer secret-0123"]
     assert "secret" not in (tmp_path / "j.jsonl").read_text()
 
 
@@ -223,6 +229,59 @@ def test_a_server_that_is_no_judge_is_named(put: Put, server: Judge, tmp_path: P
     server.replies = [reply]
     with pytest.raises(EvalError, match=r"The judge m at http.* gave no answer: .+\nJudgements so far are kept"):
         judge(load(put, {"v1_0": entry()}), {"v1_0": "x"}, tmp_path / "j.jsonl", server.url, "m")
+
+
+def test_answers_are_judged_together_and_the_number_of_calls_is_said_before(put: Put, tmp_path: Path) -> None:
+    samples = load(put, {f"v1_{i}": entry(question=f"What is {i}?") for i in range(40)})
+    answers = {s.id: f"answer {s.id}" for s in samples}
+    said: list[str] = []
+
+    def behave(asked: Asked) -> Act:
+        number = asked.text.rpartition("_")[2]
+        time.sleep(0.02)
+        good = int(number) % 4 or asked.nth
+        return reply(f"0.{int(number) % 10}" if good else "Well!", reasoning_content="Let me think. 0.9?")
+
+    with ChatServer(behave) as server:
+        ask = partial(judge, samples, answers, tmp_path / "j.jsonl", server.url, "m", announce=said.append)
+        verdicts = ask(judging=Judging(concurrency=6))
+        assert server.most_at_once == 6
+        assert len(server.asked) == 50  # ten had no grade at first
+        assert ask(judging=Judging(concurrency=2)) == verdicts
+        assert len(server.asked) == 50
+    assert [verdicts[f"v1_{i}"].credit for i in range(40)] == [i % 10 / 10 for i in range(40)]
+    assert said == [
+        f"40 calls to the judge m at 127.0.0.1:{server.port}, 6 at a time. A reply without a grade is asked for again, "
+        "up to 5 times."
+    ]
+
+
+def test_a_judge_that_reasons_first_is_read_after_it(put: Put, server: Judge, tmp_path: Path) -> None:
+    server.replies = ["<think>0.2 or 0.3? Part of it is right.</think>\n\n0.3"]
+    verdicts = judge(load(put, {"v1_0": entry()}), {"v1_0": "x"}, tmp_path / "j.jsonl", server.url, "m")
+    assert verdicts["v1_0"] == Verdict("0.3", 0.3)
+
+
+def test_one_judgement_that_fails_costs_no_other(put: Put, tmp_path: Path) -> None:
+    samples = load(put, {f"v1_{i}": entry(question=f"What is {i}?") for i in range(6)})
+    answers = {s.id: f"answer {s.id}" for s in samples}
+    cache = tmp_path / "j.jsonl"
+    with ChatServer(lambda asked: drop if asked.text.endswith("_2") else reply("0.5")) as server:
+        with pytest.raises(EvalError, match=r"The judge m at .* gave no answer(.|\n)*are kept"):
+            judge(samples, answers, cache, server.url, "m")
+        assert len(cache.read_text().splitlines()) == 5
+        server.behave = lambda asked: reply("0.5")
+        asked = len(server.asked)
+        assert len(judge(samples, answers, cache, server.url, "m")) == 6
+        assert len(server.asked) == asked + 1
+
+
+def test_a_judges_options_are_checked() -> None:
+    assert parse_judging({"concurrency": "3", "temperature": "null"}) == Judging(concurrency=3, temperature=None)
+    with pytest.raises(UsageError, match=r"A judge has no option 'concurency'.*concurrency"):
+        parse_judging({"concurency": "3"})
+    with pytest.raises(UsageError, match="--judge-option: Expected `int`"):
+        parse_judging({"concurrency": "many"})
 
 
 def test_half_a_surrogate_pair_is_no_obstacle(put: Put, server: Judge, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.toys import ToyAdapter, ToyTask, write_toy_data
+from vlmamba_eval.chat import Reply, Server
 from vlmamba_eval.dataset import load_dataset
 from vlmamba_eval.judge import judge
 from vlmamba_eval.prepare import inspect
@@ -37,17 +38,33 @@ class Judged(ToyTask):
     def judge_messages(self, sample, answer):
         return [{"role": "user", "content": answer}]
 
-    def read_judgement(self, reply):
+    def read_judgement(self, reply: str) -> float | None:
         return float(reply == "red")
+
+
+class Echo:
+    """A judge that repeats the answer."""
+
+    def __init__(self, server: Server) -> None:
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def ask_all(self, requests):
+        return (Reply(request.messages[0]["content"], "eos") for request in requests)
+
+    def telemetry(self):
+        return {"requests": 1}
 
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("vlmamba_eval.registry.all_tasks", lambda: {"toy": Judged()})
-    monkeypatch.setattr(
-        "vlmamba_eval.judge._asker",
-        lambda url, model, read: lambda turns: (turns[0]["content"], read(turns[0]["content"])),
-    )
+    monkeypatch.setattr("vlmamba_eval.judge.Chat", Echo)
     return write_toy_data(tmp_path / "data")
 
 

@@ -3,7 +3,10 @@
 lmms-eval: its `--model vlmamba` runs any of this project's models, images read once.
 
     pip install 'vlmamba-eval[lmms]'
-    lmms-eval --model vlmamba --model_args model=CHECKPOINT --tasks ai2d
+    lmms-eval --model vlmamba --model_args model=CHECKPOINT,journal=answers.jsonl --tasks ai2d
+
+`model` is anything that `vlmamba-eval --model` takes, further arguments are its family's options. Tasks that generate
+(in one or several rounds) and those that rank choices, with at most one image a question.
 
 For the benchmarks that lmms-eval has and this project has not. Prompts and scores are then lmms-eval's, not the
 published protocol's.
