@@ -1,0 +1,161 @@
+"""The Mamba-2 block (arXiv 2405.21060), beside the Mamba-1 block of `language_model` and with the same methods.
+
+Parameters carry the names of state-spaces/mamba@e9594ce (mamba_ssm/modules/mamba2.py), which transformers' Mamba2 and
+Zamba2 use too. The glossary is that of `ssd`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .linear import pack
+from .scan import causal_conv, causal_conv_step
+from .ssd import NO_LIMIT, state_space_dual, state_space_dual_step
+
+
+class GatedRMSNorm(nn.Module):
+    """Root mean square norm of the gated output, over each of `groups` equal parts, computed in float32."""
+
+    def __init__(self, width: int, groups: int = 1, eps: float = 1e-5):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.groups, self.eps = groups, eps
+
+    def forward(self, y: Tensor, z: Tensor) -> Tensor:
+        """norm(y silu(z)): [..., width] of any precision -> float32."""
+        gated = (y.float() * F.silu(z.float())).unflatten(-1, (self.groups, -1))  # [..., g, width / g]
+        return F.rms_norm(gated, gated.shape[-1:], eps=self.eps).flatten(-2) * self.weight.float()
+
+
+class Mamba2Mixer(nn.Module):
+    """One Mamba-2 block, without norm and residual.
+
+    `dt_limit` holds for tokens that are read; `step_dt_limit` for tokens that are said, since some models clamp the one
+    and not the other. `bias` gives the two projections a bias.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 128,
+        d_conv: int = 4,
+        expand: int = 2,
+        headdim: int = 64,
+        ngroups: int = 1,
+        *,
+        dt_limit: tuple[float, float] = NO_LIMIT,
+        step_dt_limit: tuple[float, float] | None = None,
+        bias: bool = False,
+        norm_eps: float = 1e-5,
+    ):
+        super().__init__()
+        self.d_model, self.d_state, self.d_conv, self.headdim, self.ngroups = d_model, d_state, d_conv, headdim, ngroups
+        self.d_inner = expand * d_model
+        self.nheads = self.d_inner // headdim
+        if self.nheads * headdim != self.d_inner or self.nheads % ngroups:
+            raise ValueError(f"{self.d_inner} channels are no heads of {headdim} in {ngroups} equal groups")
+        self.dt_limit, self.step_dt_limit = dt_limit, dt_limit if step_dt_limit is None else step_dt_limit
+        conv = self.d_inner + 2 * ngroups * d_state
+        self.in_proj: nn.Module = nn.Linear(d_model, self.d_inner + conv + self.nheads, bias=bias)
+        self.conv1d = nn.Conv1d(conv, conv, d_conv, groups=conv, padding=d_conv - 1)
+        self.dt_bias = nn.Parameter(torch.empty(self.nheads))
+        self.A_log = nn.Parameter(torch.empty(self.nheads))
+        self.D = nn.Parameter(torch.empty(self.nheads))
+        self.norm = GatedRMSNorm(self.d_inner, ngroups, norm_eps)
+        self.out_proj: nn.Module = nn.Linear(self.d_inner, d_model, bias=bias)
+        self._A: Tensor | None = None
+        self.reset_ssm()
+
+    @property
+    def tail_shape(self) -> tuple[int, int]:
+        """What the convolution keeps of a row: its last inputs [k-1, channels]."""
+        return self.d_conv - 1, self.conv1d.in_channels
+
+    @property
+    def state_shape(self) -> tuple[int, int, int]:
+        """The recurrent state of a row [h, p, n]."""
+        return self.nheads, self.headdim, self.d_state
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the matrices and of what runs through them."""
+        return self.conv1d.weight.dtype
+
+    def reset_parameters(self) -> None:
+        for layer in (self.in_proj, self.conv1d, self.out_proj):
+            cast(nn.Linear, layer).reset_parameters()
+        nn.init.ones_(self.norm.weight)
+        self.reset_ssm()
+
+    @torch.no_grad()
+    def reset_ssm(self) -> None:
+        """Mamba-2's own start: -A uniform between 1 and 16, step sizes log-uniform between 0.001 and 0.1, D = 1."""
+        low, high = math.log(1e-3), math.log(1e-1)
+        dt = torch.exp(torch.rand_like(self.dt_bias) * (high - low) + low).clamp(min=1e-4)  # [h]
+        # The inverse of softplus, so that softplus(bias) is the step size drawn above.
+        self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+        self.A_log.copy_(torch.log(torch.rand_like(self.A_log) * 15 + 1))
+        nn.init.ones_(self.D)
+
+    def decay(self) -> Tensor:
+        """A of the recurrence, [h], negative float32."""
+        return self._A if self._A is not None else -torch.exp(self.A_log.float())
+
+    @torch.no_grad()
+    def prepare_for_inference(self) -> None:
+        """Fix A and pack the matrices for this machine. The block cannot be trained or saved afterwards."""
+        self._A = self.decay()
+        self.in_proj, self.out_proj = pack(self.in_proj), pack(self.out_proj)
+
+    def forward(
+        self,
+        u: Tensor,
+        tail: Tensor | None = None,
+        state: Tensor | None = None,
+        rows: Tensor | None = None,
+        lengths: Tensor | None = None,
+        starts: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run the block over `u` [b, l, d_model], from saved states if there are any; see `MambaMixer.forward`.
+
+        `tail` [s, k-1, channels], `state` [s, h, p, n].
+        """
+        z, xBC, dt = self._split(u)
+        xBC, tail = causal_conv(
+            xBC, self.conv1d.weight[:, 0], self.conv1d.bias, tail=tail, rows=rows, lengths=lengths, starts=starts
+        )  # [b, l, channels], [b, k-1, channels]
+        y, state = state_space_dual(
+            *self._heads(xBC, dt), self.D,
+            dt_bias=self.dt_bias, dt_limit=self.dt_limit, state=state, rows=rows, lengths=lengths, starts=starts,
+        )  # fmt: skip  # [b, l, h, p], [b, h, p, n]
+        return self._finish(y, z), tail, state
+
+    def step(self, u: Tensor, tail: Tensor, state: Tensor) -> Tensor:
+        """One token a row: `u` [b, d_model] -> [b, d_model]; `tail` and `state` are brought up to date in place."""
+        z, xBC, dt = self._split(u[:, None])
+        xBC, _ = causal_conv_step(xBC, self.conv1d.weight[:, 0], self.conv1d.bias, tail=tail, out=tail)
+        y, _ = state_space_dual_step(
+            *self._heads(xBC, dt), self.D, dt_bias=self.dt_bias, dt_limit=self.step_dt_limit, state=state, out=state
+        )  # [b, 1, h, p]
+        return self._finish(y, z)[:, 0]
+
+    def _split(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The gate [b, l, d], the convolution's input [b, l, channels] and the raw steps [b, l, h]."""
+        sizes = [self.d_inner, self.conv1d.in_channels, self.nheads]
+        z, xBC, dt = self.in_proj(u).split(sizes, dim=-1)
+        return z, xBC, dt
+
+    def _heads(self, xBC: Tensor, dt: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """x [b, l, h, p], dt, A, B and C [b, l, g, n]."""
+        width = self.ngroups * self.d_state
+        x, B, C = xBC.split([self.d_inner, width, width], dim=-1)
+        groups = (self.ngroups, self.d_state)
+        return x.unflatten(-1, (self.nheads, self.headdim)), dt, self.decay(), B.unflatten(-1, groups), C.unflatten(-1, groups)
+
+    def _finish(self, y: Tensor, z: Tensor) -> Tensor:
+        return self.out_proj(self.norm(y.flatten(-2), z).to(self.dtype))  # [b, l, d_model]
