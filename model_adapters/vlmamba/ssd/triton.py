@@ -124,7 +124,7 @@ def _step_kernel(
         saved = (ps < tl.where(source >= 0, p, 0))[:, None] & in_n[None, :]
         s = tl.load(state + source * state_s + head * p * n + tile, mask=saved, other=0.0).to(tl.float32)
         tl.debug_barrier()
-    live = 1
+    live = tl.full([], 1, tl.int32)
     if HAS_LENGTHS:
         live = tl.minimum(1, tl.load(lengths + row).to(tl.int32))
     raw = tl.load(dt + row * dt_b + head * dt_h).to(tl.float32)
