@@ -111,6 +111,8 @@ def load_into(
             tensor = file.get_tensor(published)
             for other, again in copies:
                 if not torch.equal(other.get_tensor(again), tensor):
-                    raise ModelError(f"{folder}: expected {published} and {again} to be one tied parameter; they differ")
+                    raise ModelError(
+                        f"{folder}: expected {published} and {again} to be one tied parameter; they differ"
+                    )
             parameters[name] = tensor.to(device, torch.float32 if keeps_float32(name) else dtype)
     model.load_state_dict(parameters, assign=True)

@@ -11,9 +11,7 @@ from vlmamba_eval.types import ModelError, UsageError
 
 from .model import MMMambaConfig
 
-SYSTEM = (
-    "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
-)
+SYSTEM = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
 _BEFORE = f"<|im_start|>system\n{SYSTEM}<|im_end|><|im_start|>user\n"
 _AFTER = "<|im_end|><|im_start|>assistant\n"
 _BOS = "<s>"
@@ -50,7 +48,9 @@ class MMMambaConversation:
             if found is None:
                 raise ModelError(f"{where}: expected a tokenizer with the token {token}, which it does not have")
             if found >= config.vocab_size:
-                raise ModelError(f"{where}: {token} has the id {found}, but the model embeds {config.vocab_size} tokens")
+                raise ModelError(
+                    f"{where}: {token} has the id {found}, but the model embeds {config.vocab_size} tokens"
+                )
             ids[token] = found
         if ids["<IMG_CONTEXT>"] != config.image_token:
             raise ModelError(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .linear import pack
 from .scan import causal_conv, causal_conv_step
-from .ssd import NO_LIMIT, state_space_dual, state_space_dual_step
+from .ssd import state_space_dual, state_space_dual_step
 
 
 class GatedRMSNorm(nn.Module):
@@ -33,11 +33,7 @@ class GatedRMSNorm(nn.Module):
 
 
 class Mamba2Mixer(nn.Module):
-    """One Mamba-2 block, without norm and residual.
-
-    `dt_limit` holds for tokens that are read; `step_dt_limit` for tokens that are said, since some models clamp the one
-    and not the other. `bias` gives the two projections a bias.
-    """
+    """One Mamba-2 block, without norm and residual."""
 
     def __init__(
         self,
@@ -47,10 +43,6 @@ class Mamba2Mixer(nn.Module):
         expand: int = 2,
         headdim: int = 64,
         ngroups: int = 1,
-        *,
-        dt_limit: tuple[float, float] = NO_LIMIT,
-        step_dt_limit: tuple[float, float] | None = None,
-        bias: bool = False,
         norm_eps: float = 1e-5,
     ):
         super().__init__()
@@ -59,15 +51,14 @@ class Mamba2Mixer(nn.Module):
         self.nheads = self.d_inner // headdim
         if self.nheads * headdim != self.d_inner or self.nheads % ngroups:
             raise ValueError(f"{self.d_inner} channels are no heads of {headdim} in {ngroups} equal groups")
-        self.dt_limit, self.step_dt_limit = dt_limit, dt_limit if step_dt_limit is None else step_dt_limit
         conv = self.d_inner + 2 * ngroups * d_state
-        self.in_proj: nn.Module = nn.Linear(d_model, self.d_inner + conv + self.nheads, bias=bias)
+        self.in_proj: nn.Module = nn.Linear(d_model, self.d_inner + conv + self.nheads, bias=False)
         self.conv1d = nn.Conv1d(conv, conv, d_conv, groups=conv, padding=d_conv - 1)
         self.dt_bias = nn.Parameter(torch.empty(self.nheads))
         self.A_log = nn.Parameter(torch.empty(self.nheads))
         self.D = nn.Parameter(torch.empty(self.nheads))
         self.norm = GatedRMSNorm(self.d_inner, ngroups, norm_eps)
-        self.out_proj: nn.Module = nn.Linear(self.d_inner, d_model, bias=bias)
+        self.out_proj: nn.Module = nn.Linear(self.d_inner, d_model, bias=False)
         self._A: Tensor | None = None
         self.reset_ssm()
 
@@ -131,7 +122,7 @@ class Mamba2Mixer(nn.Module):
         )  # [b, l, channels], [b, k-1, channels]
         y, state = state_space_dual(
             *self._heads(xBC, dt), self.D,
-            dt_bias=self.dt_bias, dt_limit=self.dt_limit, state=state, rows=rows, lengths=lengths, starts=starts,
+            dt_bias=self.dt_bias, state=state, rows=rows, lengths=lengths, starts=starts,
         )  # fmt: skip  # [b, l, h, p], [b, h, p, n]
         return self._finish(y, z), tail, state
 
@@ -140,7 +131,7 @@ class Mamba2Mixer(nn.Module):
         z, xBC, dt = self._split(u[:, None])
         xBC, _ = causal_conv_step(xBC, self.conv1d.weight[:, 0], self.conv1d.bias, tail=tail, out=tail)
         y, _ = state_space_dual_step(
-            *self._heads(xBC, dt), self.D, dt_bias=self.dt_bias, dt_limit=self.step_dt_limit, state=state, out=state
+            *self._heads(xBC, dt), self.D, dt_bias=self.dt_bias, state=state, out=state
         )  # [b, 1, h, p]
         return self._finish(y, z)[:, 0]
 
@@ -154,8 +145,8 @@ class Mamba2Mixer(nn.Module):
         """x [b, l, h, p], dt, A, B and C [b, l, g, n]."""
         width = self.ngroups * self.d_state
         x, B, C = xBC.split([self.d_inner, width, width], dim=-1)
-        groups = (self.ngroups, self.d_state)
-        return x.unflatten(-1, (self.nheads, self.headdim)), dt, self.decay(), B.unflatten(-1, groups), C.unflatten(-1, groups)
+        x, groups = x.unflatten(-1, (self.nheads, self.headdim)), (self.ngroups, self.d_state)
+        return x, dt, self.decay(), B.unflatten(-1, groups), C.unflatten(-1, groups)
 
     def _finish(self, y: Tensor, z: Tensor) -> Tensor:
         return self.out_proj(self.norm(y.flatten(-2), z).to(self.dtype))  # [b, l, d_model]

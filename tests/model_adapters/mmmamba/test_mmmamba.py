@@ -130,7 +130,9 @@ def test_continuations_are_scored_alike_shared_or_not(folder: Path):
 
     def asked(model: HybridAdapter) -> list[ImageQuestions]:
         return [
-            dataclasses.replace(item, questions=tuple(dataclasses.replace(q, continuations=options) for q in item.questions))
+            dataclasses.replace(
+                item, questions=tuple(dataclasses.replace(q, continuations=options) for q in item.questions)
+            )
             for item in batch(model)
         ]
 
@@ -217,7 +219,9 @@ def test_ids_are_those_of_the_whole_prompt(folder: Path):
         ({"embedding_config__img_context_token_id": 7}, "expected <IMG_CONTEXT> to have the id 7"),
     ],
 )
-def test_a_configuration_of_another_kind_is_refused_with_a_sentence(tmp_path: Path, changes: dict[str, Any], message: str):
+def test_a_configuration_of_another_kind_is_refused_with_a_sentence(
+    tmp_path: Path, changes: dict[str, Any], message: str
+):
     published.write(tmp_path, KINDS["linear"])
     path = tmp_path / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
