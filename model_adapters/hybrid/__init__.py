@@ -1,4 +1,4 @@
-"""What vision-language models with Mamba-2 layers, attention layers, or both share: reading an image once for all of them.
+"""What vision-language models with Mamba-2 layers, attention layers, or both share: reading an image once.
 
 state      recurrent states, convolution tails, keys and values of rows: forked without a copy
 reading    one prefill or one decoding step under way: layers ask it for their part of the state

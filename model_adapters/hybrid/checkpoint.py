@@ -62,7 +62,7 @@ class Facts:
     def get(self, key: str, kind: type | tuple[type, ...]) -> Any:
         """A value that must be there."""
         value = self._data.get(key)
-        if not isinstance(value, kind) or isinstance(value, bool) and kind is not bool:
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             names = kind.__name__ if isinstance(kind, type) else " or ".join(k.__name__ for k in kind)
             raise ModelError(f"{self._where}: expected {key} to be of type {names}, found {value!r:.60}")
         return value

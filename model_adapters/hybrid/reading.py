@@ -69,7 +69,8 @@ class Now(Protocol):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, rope: Rope | None, scale: float) -> Tensor:
         """Attention of the next attention layer.
 
-        q [b, l, heads, w] to k, v [b, l, kv heads, w] and all that the rows have read before, causally; [b, l, heads w].
+        Causal, from q [b, l, heads, w] to k, v [b, l, kv heads, w] and to all that the rows have read before.
+        Returns [b, l, heads w].
         """
         ...
 

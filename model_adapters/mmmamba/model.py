@@ -187,7 +187,7 @@ class MMMambaMixer(nn.Module):
 
 
 class MMMambaAttention(nn.Module):
-    """Attention with shared keys and values; one matrix holds, for each head of keys, its queries, the key, the value."""
+    """Attention with shared keys and values; the matrix holds queries, key and value of each head of keys in turn."""
 
     def __init__(self, config: MMMambaConfig):
         super().__init__()

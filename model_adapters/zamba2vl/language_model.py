@@ -1,7 +1,7 @@
-"""Zamba2 (arXiv 2411.15242): Mamba-2 layers, before some of which a transformer block speaks that several layers share.
+"""Zamba2 (arXiv 2411.15242): Mamba-2 layers, before some of which a transformer block speaks that several share.
 
-A shared block reads the residual stream and the embeddings side by side; low-rank adapters of each place where it stands
-are added to its matrices; its output is added to the input of the place's Mamba-2 layer, not to the residual stream.
+A shared block reads the residual stream and the embeddings side by side; low-rank adapters of each of its places are
+added to its matrices; its output is added to the input of the place's Mamba-2 layer, not to the residual stream.
 
 Step sizes are not clamped: with their kernels, the published models' own code clamps only where a configuration sets
 `time_step_limit`. transformers 5 clamps at `time_step_min` what is read, and not what is said; that is another model.

@@ -65,12 +65,12 @@ def check(device: str = "cuda") -> Comparisons:
             for dtype in rounding:
                 b = 4
                 case = inputs(shape, b, length, dtype, device=device)
-                more = {
+                more: dict[str, Any] = {
                     "state": torch.randn(3, h, p, n, device=device),
                     "rows": torch.tensor([2, -1, 0, 2], device=device),
                     "lengths": torch.tensor([length, length // 2, 0, max(1, length - 1)], device=device),
                 }
-                exact = {key: t.double() for key, t in case.items()}
+                exact: dict[str, Any] = {key: t.double() for key, t in case.items()}
                 want_y, want_h = ssd.state_space_dual(
                     **exact, **{**more, "state": more["state"].double()}, backend="reference"
                 )
@@ -83,7 +83,7 @@ def check(device: str = "cuda") -> Comparisons:
                     compare(f"{backend}-state {what}", state, want_h, limit)
                 y, state = ssd.state_space_dual(**case, **more, backend="triton")
                 pad = torch.arange(length, device=device) >= more["lengths"][:, None]
-                soiled = {
+                soiled: dict[str, Any] = {
                     key: t.masked_fill(pad.view(b, length, *[1] * (t.ndim - 2)), torch.nan) if t.ndim > 2 else t
                     for key, t in case.items()
                 }
@@ -148,7 +148,7 @@ def measure(seconds: float) -> list[dict[str, Any]]:
     table.append({"what": "matrix rate", "tflops": rate})
 
     for name, d_model, expand in (("mamba2-2.7b", 2560, 2), ("mmmamba", 2048, 1)):
-        h, p, g, n = SHAPES[name]
+        _, p, g, n = SHAPES[name]
         torch.manual_seed(0)
         with torch.device("cuda"):
             block = Mamba2Mixer(d_model, d_state=n, headdim=p, ngroups=g, expand=expand, d_conv=4)
@@ -172,9 +172,9 @@ def measure(seconds: float) -> list[dict[str, Any]]:
             u = torch.randn(b, length, d_model, device="cuda", dtype=torch.bfloat16)
             inner = torch.randn(b, length, block.d_inner, device="cuda", dtype=torch.bfloat16)
             whole = row("block", shape, "", partial(block, u))
-            products = row("its matrix products", shape, "", lambda u=u, i=inner: (block.in_proj(u), block.out_proj(i)))
+            products = row("its matrix products", shape, "", partial(_products, block, u, inner))
             if whole and products:
-                sizes = block.in_proj.weight.numel() + block.out_proj.weight.numel()  # pyright: ignore
+                sizes = sum(weight.numel() for part in (block.in_proj, block.out_proj) for weight in part.parameters())
                 share = 2 * sizes * b * length / whole * 1e-9 / rate
                 print(f"{'':28} {shape:24} {share:.0%} of the matrix rate, {products / whole:.0%} of its own products")
                 table.append({"what": "share of matrix rate", "shape": shape, "share": share})
@@ -184,6 +184,11 @@ def measure(seconds: float) -> list[dict[str, Any]]:
             token = torch.randn(b, d_model, device="cuda", dtype=torch.bfloat16)
             row("step in a graph", f"{name} {b}", "", graphed(partial(block.step, token, tail, state)))
     return table
+
+
+def _products(block: Mamba2Mixer, u: Tensor, inner: Tensor) -> None:
+    block.in_proj(u)
+    block.out_proj(inner)
 
 
 def main() -> None:

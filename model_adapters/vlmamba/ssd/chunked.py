@@ -5,9 +5,9 @@ Inside a chunk of q tokens, with s_i the sum of dt A up to token i, and S the st
     y_i = sum over j <= i of (C_i . B_j) exp(s_i - s_j) dt_j x_j  +  exp(s_i) S C_i
     S  <- exp(s_q) S + sum over j of exp(s_q - s_j) dt_j x_j B_j^T
 
-All exponents are at most 0, so that nothing overflows. But differences of long sums lose digits where large steps stand
-beside small ones. Each dt A log2(e) is therefore split into a whole number and a part of at most one half: sums of whole
-numbers are exact, and sums of the parts stay small.
+All exponents are at most 0, so that nothing overflows. But differences of long sums lose digits if large steps stand
+beside small ones. Each dt A log2(e) is therefore split into a whole number and a part of at most one half: sums of
+whole numbers are exact, and sums of the parts stay small.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A small random checkpoint in the layout of the published mmMamba folders, and its mathematics written out once more.
 
-The second is the definition of the facts (arXiv 2502.13145; the modelling code beside the published weights) in float64,
-token by token, for one row, without any of the project's code.
+The second is the definition (arXiv 2502.13145; the modelling code beside the published weights) in float64, token by
+token, for one row, without any of the project's code.
 """
 
 from __future__ import annotations

@@ -252,7 +252,7 @@ def test_a_missing_tokenizer_or_folder_is_named(tmp_path: Path):
     (tmp_path / "tokenizer.model").unlink()
     with pytest.raises(ModelError, match=r"expected tokenizer.model or tokenizer.json, found neither"):
         adapter(tmp_path)
-    with pytest.raises(UsageError, match="no such folder. Download a published checkpoint"):
+    with pytest.raises(UsageError, match=r"no such folder\. Download a published checkpoint"):
         adapter(tmp_path / "nowhere")
 
 

@@ -73,7 +73,8 @@ def parts(vocab_size: int) -> tuple[Any, Any]:
                     parameter.mul_(8 if "embed_tokens" in name else 30 if "mamba.out_proj" in name else 10)
                 elif not name.endswith(("A_log", "dt_bias")):
                     parameter.add_(0.2 * torch.randn_like(parameter))
-    for layer in language_model.model.layers:
+    layers: Any = language_model.model.layers
+    for layer in layers:
         mixer = layer.mamba if hasattr(layer, "mamba") else layer.mamba_decoder.mamba
         mixer.time_step_limit = (0.0, float("inf"))  # as the published models' own code
     return language_model.requires_grad_(False), tower.requires_grad_(False)
