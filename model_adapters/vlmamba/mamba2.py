@@ -7,12 +7,15 @@ Zamba2 use too. The glossary is that of `ssd`.
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlmamba_eval.types import ModelError
+
+from .config import Mamba2LanguageModelConfig
 from .linear import pack
 from .scan import causal_conv, causal_conv_step
 from .ssd import state_space_dual, state_space_dual_step
@@ -86,6 +89,8 @@ class Mamba2Mixer(nn.Module):
     @torch.no_grad()
     def reset_ssm(self) -> None:
         """Mamba-2's own start: -A uniform between 1 and 16, step sizes log-uniform between 0.001 and 0.1, D = 1."""
+        if self.D.is_meta:  # no memory to fill
+            return
         low, high = math.log(1e-3), math.log(1e-1)
         dt = torch.exp(torch.rand_like(self.dt_bias) * (high - low) + low).clamp(min=1e-4)  # [h]
         # The inverse of softplus, so that softplus(bias) is the step size drawn above.
@@ -150,3 +155,65 @@ class Mamba2Mixer(nn.Module):
 
     def _finish(self, y: Tensor, z: Tensor) -> Tensor:
         return self.out_proj(self.norm(y.flatten(-2), z).to(self.dtype))  # [b, l, d_model]
+
+
+# =============================================================================
+# Configurations of published checkpoints
+# =============================================================================
+
+
+def is_published(data: dict[str, Any]) -> bool:
+    """Whether a `config.json` is that of a Mamba-2 language model, of state-spaces/mamba2-* or of transformers."""
+    ssm = data.get("ssm_cfg")
+    return data.get("model_type") == "mamba2" or (isinstance(ssm, dict) and ssm.get("layer") == "Mamba2")
+
+
+def config_from_published(data: dict[str, Any], where: str) -> Mamba2LanguageModelConfig:
+    """Read such a `config.json`. `ModelError` names what is missing or of another kind."""
+    try:
+        if "hidden_size" in data:
+            found = Mamba2LanguageModelConfig(
+                d_model=data["hidden_size"],
+                n_layer=data["num_hidden_layers"],
+                vocab_size=data["vocab_size"],
+                pad_vocab_size_multiple=1,
+                d_state=data.get("state_size", 128),
+                d_conv=data.get("conv_kernel", 4),
+                expand=data.get("expand", 2),
+                headdim=data.get("head_dim", 64),
+                ngroups=data.get("n_groups", 8),
+                norm_eps=data.get("layer_norm_epsilon", 1e-5),
+            )
+            plain: dict[str, Any] = {
+                "use_bias": False,
+                "use_conv_bias": True,
+                "hidden_act": "silu",
+                "tie_word_embeddings": True,
+                "num_heads": found.d_inner // found.headdim,
+            }
+            limit = data.get("time_step_limit")
+        else:
+            ssm = data["ssm_cfg"]
+            found = Mamba2LanguageModelConfig(
+                d_model=data["d_model"],
+                n_layer=data["n_layer"],
+                vocab_size=data["vocab_size"],
+                pad_vocab_size_multiple=data.get("pad_vocab_size_multiple", 8),
+                d_state=ssm.get("d_state", 128),
+                d_conv=ssm.get("d_conv", 4),
+                expand=ssm.get("expand", 2),
+                headdim=ssm.get("headdim", 64),
+                ngroups=ssm.get("ngroups", 1),
+            )
+            plain = {"rms_norm": True, "tie_embeddings": True, "d_intermediate": 0, "attn_layer_idx": []}
+            limit = ssm.get("dt_limit")
+    except KeyError as missing:
+        raise ModelError(
+            f"{where}: expected the configuration of a Mamba-2 language model, {missing} is missing"
+        ) from None
+    wrong = [f"{key} = {data[key]!r} (expected {want!r})" for key, want in plain.items() if data.get(key, want) != want]
+    if limit is not None and (len(limit) != 2 or float(limit[0]) != 0 or float(limit[1]) != float("inf")):
+        wrong.append(f"time_step_limit = {limit!r} (expected none)")
+    if wrong:
+        raise ModelError(f"{where}: not a Mamba-2 language model of the published kind: {', '.join(wrong)}")
+    return found
