@@ -57,7 +57,7 @@ def inputs(
 def check(device: str = "cuda") -> Comparisons:
     """All comparisons; raises AssertionError if some are too far off."""
     compare = Comparisons()
-    rounding = {torch.float32: 1e-5, torch.bfloat16: 1.5e-2, torch.float16: 2e-3}
+    rounding = {torch.float32: 2e-5, torch.bfloat16: 1.5e-2, torch.float16: 2e-3}
     lengths_of = {"mamba2-2.7b": (768, 40, 1), "mmmamba": (300, 17, 1), "odd": (130, 5, 1)}
     for name, shape in SHAPES.items():
         h, p, _, n = shape

@@ -209,7 +209,7 @@ def state_space_dual(
             p, n, h // g, *dt_limit,
             x.stride(0), x.stride(2), dt.stride(0), dt.stride(2), B.stride(0), B.stride(2), C.stride(0), C.stride(2),
             y.stride(0), y.stride(2), state_s,
-            **flags, BLOCK_P=block_p, BLOCK_N=block_n, num_warps=_WARPS,
+            **flags, BLOCK_P=block_p, BLOCK_N=block_n, num_warps=_WARPS, enable_fp_fusion=True,
         )  # fmt: skip
     else:
         while block_p > 16 and triton.cdiv(p, block_p) * h * b < _ENOUGH * _multiprocessors(x.device):
@@ -219,8 +219,9 @@ def state_space_dual(
             x, dt, A, B, C, D, dt_bias, state, rows, lengths, y, new,
             length, p, n, h // g, *dt_limit,
             *x.stride()[:3], *dt.stride(), *B.stride()[:3], *C.stride()[:3], *y.stride()[:3], state_s,
-            **flags, PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
-            BLOCK_T=block_t, BLOCK_P=block_p, BLOCK_N=block_n, STAGES=_STAGES, num_warps=_WARPS,
+            **flags, PRECISION="tf32x3" if x.dtype == torch.float32 else "tf32",
+            BLOCK_T=block_t, BLOCK_P=block_p, BLOCK_N=block_n, STAGES=_STAGES,
+            num_warps=_WARPS, enable_fp_fusion=True,
         )  # fmt: skip
     return y, new if out is None or out is new else out.copy_(new)
 
