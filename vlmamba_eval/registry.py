@@ -36,7 +36,7 @@ OUR_TASKS = (
     "vqav2", "gqa", "scienceqa", "textvqa", "pope", "mme", "mmbench", "seed", "mmvet", "captions",
     "vizwiz", "vsr", "cobra", "mambavl",
 )  # fmt: skip
-OUR_FAMILIES = ("vlmamba", "cobra", "mambavl", "pythiavl", "mmmamba", "zamba2vl", "constant")
+OUR_FAMILIES = ("vlmamba", "mlmamba", "cobra", "mambavl", "pythiavl", "mmmamba", "zamba2vl", "constant")
 OURS = "vlmamba-eval"
 
 

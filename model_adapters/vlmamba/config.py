@@ -127,11 +127,11 @@ class Mamba2LanguageModelConfig(LanguageModelConfig):
     `kind` tells it from a Mamba-1 in JSON. VL-Mamba's paper has no such model: this is an option of ours.
     """
 
-    pad_vocab_size_multiple: int = 16
-    d_state: int = 128
+    pad_vocab_size_multiple: Few = 16
+    d_state: Few = 128
     kind: Literal["mamba2"] = "mamba2"
-    headdim: int = 64
-    ngroups: int = 1
+    headdim: Few = 64
+    ngroups: Few = 1
 
     def __post_init__(self) -> None:
         heads = self.d_inner // self.headdim if self.headdim > 0 else 0

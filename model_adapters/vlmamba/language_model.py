@@ -34,7 +34,7 @@ from .linear import linear_of, pack
 from .scan import causal_conv, causal_conv_step, selective_scan, selective_step
 
 # These stay float32 whatever the precision of the rest: the recurrence is sensitive to them, and they are small.
-FLOAT32_PARAMETERS = (".A_log", ".D", ".dt_proj.bias", ".dt_bias")
+FLOAT32_PARAMETERS = (".A_log", ".D", ".dt_proj.bias", ".dt_bias", ".A_log_b", ".D_b", ".dt_bias_b")
 
 
 class RMSNorm(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vlmamba_eval.types import ModelError
 
-from .config import Mamba2LanguageModelConfig
+from .config import Mamba2LanguageModelConfig, check_fields
 from .linear import pack
 from .scan import causal_conv, causal_conv_step
 from .ssd import state_space_dual, state_space_dual_step
@@ -211,6 +211,9 @@ def config_from_published(data: dict[str, Any], where: str) -> Mamba2LanguageMod
         raise ModelError(
             f"{where}: expected the configuration of a Mamba-2 language model, {missing} is missing"
         ) from None
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from None
+    check_fields(found, where)
     wrong = [f"{key} = {data[key]!r} (expected {want!r})" for key, want in plain.items() if data.get(key, want) != want]
     if limit is not None and (len(limit) != 2 or float(limit[0]) != 0 or float(limit[1]) != float("inf")):
         wrong.append(f"time_step_limit = {limit!r} (expected none)")
