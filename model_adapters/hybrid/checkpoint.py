@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from vlmamba_eval.model_adapters.shared.published import fetch
 from vlmamba_eval.model_adapters.vlmamba.checkpoint import check_shapes, weight_files
 from vlmamba_eval.types import ModelError, UsageError
 
@@ -29,13 +30,22 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     return data
 
 
-def folder_of(name: str, family: str, hub: str) -> Path:
-    """The folder that a model's name means. `UsageError` says where to get one."""
+_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+
+
+def folder_of(name: str, family: str, published: Mapping[str, str], files: list[str] | None = None) -> Path:
+    """The folder that a model's name means: a folder here, or one of `published`, which is fetched from the hub.
+
+    `UsageError` says what there is.
+    """
+    if name in published:
+        return fetch(published[name], files or _FILES)
     folder = Path(name)
     if not folder.is_dir():
+        hub = next(iter(published.values()))
         raise UsageError(
             f"{family}:{name}: no such folder. Download a published checkpoint (`hf download {hub} --local-dir DIR`) "
-            f"and give its folder: {family}:DIR"
+            f"and give its folder, {family}:DIR, or one of these names: {', '.join(published)}."
         )
     return folder
 

@@ -39,6 +39,10 @@ class Options:
     sharing: Annotated[bool, Meta(description="read an image once for all its questions")] = True
 
 
+PUBLISHED = {"mlmamba-3b": "huangwenjun1994/ML-Mamba"}
+"""Names and their repositories on the hub."""
+
+
 def _recognises(config: Mapping[str, Any]) -> bool:
     model = config.get("model")
     return isinstance(model, Mapping) and str(model.get("llm_backbone_id")).startswith("mamba2-")
@@ -51,4 +55,5 @@ FAMILY = Family(
     options=Options,
     takes="DIR",
     recognises=_recognises,
+    models={"mlmamba-3b": "ML-Mamba 3B, fetched from the hub: huangwenjun1994/ML-Mamba, DINOv2 and SigLIP towers"},
 )

@@ -1,4 +1,4 @@
-"""ML-Mamba's own files: `latest-checkpoint.pt`, beside a `config.json` or below `checkpoints`; the towers are not inside.
+"""ML-Mamba's own files: `latest-checkpoint.pt`, beside a `config.json` or below `checkpoints`; without the towers.
 
 The checkpoint is `{"model": {"projector": ..., "llm_backbone": ..., "mlp": ..., "bidirectional_mamba": ...}}`, four
 state dicts. A folder without config.json is taken for the published model, whose shapes its parameters must have.
@@ -18,6 +18,7 @@ from torch import Tensor
 from vlmamba_eval.adapter import AdapterInfo, Deferred
 from vlmamba_eval.model_adapters.cobra.loading import _check_tower, _projector, tower_files
 from vlmamba_eval.model_adapters.cobra.model import PIXELS, TOWERS, CobraConfig
+from vlmamba_eval.model_adapters.hybrid.checkpoint import folder_of
 from vlmamba_eval.model_adapters.shared.configuration import read_json, shorten
 from vlmamba_eval.model_adapters.shared.device import choose
 from vlmamba_eval.model_adapters.shared.fingerprint import of_files
@@ -30,9 +31,9 @@ from vlmamba_eval.model_adapters.vlmamba.checkpoint import check_shapes
 from vlmamba_eval.model_adapters.vlmamba.config import TokenizerConfig
 from vlmamba_eval.model_adapters.vlmamba.engine_adapter import EngineAdapter, engine_settings
 from vlmamba_eval.model_adapters.vlmamba.making import empty, filled
-from vlmamba_eval.types import ModelError, UsageError
+from vlmamba_eval.types import ModelError
 
-from . import Options
+from . import PUBLISHED, Options
 from .model import LANGUAGE_MODELS, MLMamba
 
 _PARTS = ["bidirectional_mamba", "llm_backbone", "mlp", "projector"]
@@ -107,12 +108,7 @@ def read_parameters(
 
 def load(name: str, options: Options) -> Deferred:
     """The adapter of a folder."""
-    folder = Path(name)
-    if not folder.is_dir():
-        raise UsageError(
-            f"mlmamba:{name}: no such folder. Download the published checkpoint "
-            "(`hf download huangwenjun1994/ML-Mamba --local-dir DIR`) and give its folder: mlmamba:DIR"
-        )
+    folder = folder_of(name, "mlmamba", PUBLISHED, ["config.json", "latest-checkpoint.pt", "checkpoints/*.pt"])
     device, dtype = choose(options.device, options.dtype)
     sources = {"dino": options.dino, "siglip": options.siglip}
     config = read_config(folder, options)

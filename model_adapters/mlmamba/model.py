@@ -51,8 +51,8 @@ class BidirectionalMixer(Mamba2Mixer):
         """u [i, t, d_model] -> the same."""
         z, xBC, dt = self._split(u)
         forwards = self._scanned(z, xBC, dt, self.conv1d, self.dt_bias, self.A_log, self.D)
-        turned = (t.flip(1) for t in (z, xBC, dt))
-        backwards = self._scanned(*turned, self.conv1d_b, self.dt_bias_b, self.A_log_b, self.D_b).flip(1)
+        z, xBC, dt = z.flip(1), xBC.flip(1), dt.flip(1)
+        backwards = self._scanned(z, xBC, dt, self.conv1d_b, self.dt_bias_b, self.A_log_b, self.D_b).flip(1)
         return self.out_proj(((forwards + backwards) / 2).to(self.dtype))
 
     def _scanned(

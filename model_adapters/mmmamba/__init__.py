@@ -34,6 +34,10 @@ class Options:
     sharing: Annotated[bool, Meta(description="read an image once for all its questions")] = True
 
 
+PUBLISHED = {"mmmamba-linear": "hustvl/mmMamba-linear", "mmmamba-hybrid": "hustvl/mmMamba_hybrid"}
+"""Names and their repositories on the hub."""
+
+
 def _recognises(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") == "mmMamba_chat"
 
@@ -45,4 +49,8 @@ FAMILY = Family(
     options=Options,
     takes="DIR",
     recognises=_recognises,
+    models={
+        "mmmamba-linear": "mmMamba-linear 2.7B, fetched from the hub: hustvl/mmMamba-linear",
+        "mmmamba-hybrid": "mmMamba-hybrid 2.7B, fetched from the hub: hustvl/mmMamba_hybrid",
+    },
 )

@@ -15,7 +15,7 @@ from vlmamba_eval.model_adapters.shared.device import choose
 from vlmamba_eval.model_adapters.vlmamba import ssd
 from vlmamba_eval.model_adapters.vlmamba.checkpoint import fingerprint
 
-from . import Options
+from . import PUBLISHED, Options
 from .conversation import MMMambaConversation, load_texts
 from .model import MMMamba, config_of_published, keeps_float32, name_of_published
 from .tiles import cut
@@ -23,13 +23,13 @@ from .tiles import cut
 
 def load(name: str, options: Options) -> Deferred:
     """The adapter for a folder of published weights."""
-    folder = folder_of(name, "mmmamba", "hustvl/mmMamba-linear")
+    folder = folder_of(name, "mmmamba", PUBLISHED)
     where = folder / "config.json"
     config = config_of_published(read_json(where, "an mmMamba's configuration"), str(where))
     conversation = MMMambaConversation(load_texts(folder), config, str(folder))
     device, dtype = choose(options.device, options.dtype)
     info = AdapterInfo(
-        name=f"mmmamba:{folder.resolve().name}",
+        name=name if name in PUBLISHED else f"mmmamba:{folder.resolve().name}",
         weights=fingerprint(folder),
         device=device.type,
         dtype=str(dtype).removeprefix("torch."),

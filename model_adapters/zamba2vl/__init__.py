@@ -34,6 +34,10 @@ class Options:
     sharing: Annotated[bool, Meta(description="read an image once for all its questions")] = True
 
 
+PUBLISHED = {f"zamba2vl-{size.lower()}": f"Zyphra/Zamba2-VL-{size}" for size in ("1.2B", "2.7B", "7B")}
+"""Names and their repositories on the hub."""
+
+
 def _recognises(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") == "zamba2_vl"
 
@@ -45,4 +49,5 @@ FAMILY = Family(
     options=Options,
     takes="DIR",
     recognises=_recognises,
+    models={name: f"Zamba2-VL, fetched from the hub: {hub}" for name, hub in PUBLISHED.items()},
 )

@@ -16,7 +16,7 @@ from vlmamba_eval.model_adapters.vlmamba import ssd
 from vlmamba_eval.model_adapters.vlmamba.checkpoint import fingerprint
 from vlmamba_eval.types import UsageError
 
-from . import Options
+from . import PUBLISHED, Options
 from .conversation import Zamba2VLConversation
 from .images import prepare
 from .model import Zamba2VL, config_of_published, keeps_float32, name_of_published
@@ -28,13 +28,13 @@ def load(name: str, options: Options) -> Deferred:
         raise UsageError(
             f"min_image_tokens={options.min_image_tokens} is more than max_image_tokens={options.max_image_tokens}"
         )
-    folder = folder_of(name, "zamba2vl", "Zyphra/Zamba2-VL-1.2B")
+    folder = folder_of(name, "zamba2vl", PUBLISHED)
     where = folder / "config.json"
     config = config_of_published(read_json(where, "a Zamba2-VL's configuration"), str(where))
     conversation = Zamba2VLConversation(folder, config)
     device, dtype = choose(options.device, options.dtype)
     info = AdapterInfo(
-        name=f"zamba2vl:{folder.resolve().name}",
+        name=name if name in PUBLISHED else f"zamba2vl:{folder.resolve().name}",
         weights=fingerprint(folder),
         device=device.type,
         dtype=str(dtype).removeprefix("torch."),

@@ -262,3 +262,16 @@ def test_a_model_is_described_without_being_loaded(folder: Path):
     assert found.info.weights.startswith("sha256:")
     assert found.info.image_tokens == 13 * 4
     assert found.info.settings["sharing"] is False
+
+
+def test_a_published_name_is_fetched_from_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def snapshot_download(source: str, *, allow_patterns: list[str]) -> str:
+        asked.append((source, "tokenizer.model" in allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    found = load("mmmamba-hybrid", Options(device="cpu"))
+    assert asked == [("hustvl/mmMamba_hybrid", True)]
+    assert found.info.name == "mmmamba-hybrid"

@@ -26,7 +26,7 @@ TOLERANCE = {"chunked": 3e-6, "triton": 6e-6}
 LONGEST = 80 if INTERPRETED else 150  # tokens: more than one chunk
 
 examples = settings(
-    max_examples=10 if INTERPRETED else 40,
+    max_examples=6 if INTERPRETED else 25,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
