@@ -36,7 +36,9 @@ OUR_TASKS = (
     "vqav2", "gqa", "scienceqa", "textvqa", "pope", "mme", "mmbench", "seed", "mmvet", "captions",
     "vizwiz", "vsr", "cobra", "mambavl",
 )  # fmt: skip
-OUR_FAMILIES = ("vlmamba", "cobra", "mambavl", "pythiavl", "served", "constant")
+OUR_FAMILIES = (
+    "vlmamba", "mlmamba", "cobra", "mambavl", "pythiavl", "mmmamba", "zamba2vl", "served", "constant",
+)  # fmt: skip
 OURS = "vlmamba-eval"
 
 

@@ -4,9 +4,11 @@ config           every choice that decides the model, named; presets of the pape
 vision           SigLIP and CLIP towers
 connector        MLP, VSS-MLP, VSS-L2 with the bidirectional and the cross scan
 language_model   Mamba-1 with a state that can be saved, forked and continued
+mamba2           the Mamba-2 block, for the language model in its place
 linear           matrix products on a CPU
 tokenizer        texts to ids
 scan             the selective scan and the causal convolution, by backend
+ssd              Mamba-2's scan, by backend
 model            the three parts as one module
 checkpoint       a model as a folder
 assemble         a checkpoint from published parts
@@ -104,5 +106,6 @@ FAMILY = Family(
         "vlmamba-2.8b-mlp": "paper, tables 3 and 4: SigLIP, MLP, Mamba-2.8B-SlimPajama",
         "vlmamba-2.8b-vss-mlp": "paper, table 4: SigLIP, VSS-MLP with BSM, Mamba-2.8B-SlimPajama",
         "vlmamba-2.8b-csm": "paper, table 5: SigLIP, VSS-L2 with CSM, Mamba-2.8B-SlimPajama",
+        "vlmamba-mamba2-2.7b": "not in the paper: SigLIP, VSS-L2 with BSM, Mamba-2 2.7B",
     },
 )

@@ -16,8 +16,8 @@ from vlmamba_eval.model_adapters.shared.device import choose
 from vlmamba_eval.model_adapters.shared.pixels import prepare
 from vlmamba_eval.types import ModelError, UsageError
 
-from . import Options, checkpoint, no_weights
-from .config import PRESETS, ModelConfig, Provenance, load_config, to_dict
+from . import Options, checkpoint, no_weights, ssd
+from .config import PRESETS, Mamba2LanguageModelConfig, ModelConfig, Provenance, load_config, to_dict
 from .engine import Configured, Limits
 from .engine_adapter import EngineAdapter, engine_settings
 from .model import VLMamba, random_model
@@ -65,8 +65,13 @@ def describe(
         untrained=bool(config.provenance.untrained),
         settings={key: value for key, value in to_dict(config).items() if key != "name"}
         | {"scan_width": config.scan_width}
+        | ({"ssd_backend": ssd.choose_backend(device)} if _is_mamba2(config) else {})
         | engine_settings(device, sharing),
     )
+
+
+def _is_mamba2(config: ModelConfig) -> bool:
+    return isinstance(config.language_model, Mamba2LanguageModelConfig)
 
 
 def load(name: str, options: Options) -> VLMambaAdapter | Deferred:

@@ -127,8 +127,9 @@ def _language_model(source: str, config: ModelConfig, files: contextlib.ExitStac
     published = read_json(folder / "config.json")
     found, want = config_from_published(published, str(folder / "config.json")), config.language_model
     same = ("d_model", "n_layer", "d_state", "d_conv", "expand", "norm_eps", "padded_vocab_size")
-    differing = [f"{key} {getattr(found, key)} (expected {getattr(want, key)})" for key in same]
-    differing = [text for key, text in zip(same, differing, strict=True) if getattr(found, key) != getattr(want, key)]
+    same += ("kind", "headdim", "ngroups")  # a Mamba-1 has none of these
+    pairs = [(key, getattr(found, key, "none"), getattr(want, key, "none")) for key in same]
+    differing = [f"{key} {have} (expected {need})" for key, have, need in pairs if have != need]
     if differing:
         raise ModelError(f"{source} is not the language model of {config.name}: {', '.join(differing)}")
     parameters: dict[str, Tensor] = {}

@@ -121,6 +121,28 @@ class LanguageModelConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class Mamba2LanguageModelConfig(LanguageModelConfig):
+    """A Mamba-2 language model with the names of state-spaces/mamba's `config.json` and `ssm_cfg`.
+
+    `kind` tells it from a Mamba-1 in JSON. VL-Mamba's paper has no such model: this is an option of ours.
+    """
+
+    pad_vocab_size_multiple: Few = 16
+    d_state: Few = 128
+    kind: Literal["mamba2"] = "mamba2"
+    headdim: Few = 64
+    ngroups: Few = 1
+
+    def __post_init__(self) -> None:
+        heads = self.d_inner // self.headdim if self.headdim > 0 else 0
+        if heads * self.headdim != self.d_inner or self.ngroups < 1 or heads % self.ngroups:
+            raise ModelError(
+                f"language_model: {self.d_inner} channels are no heads of headdim {self.headdim} in ngroups "
+                f"{self.ngroups} of equal size"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class TokenizerConfig:
     """Which tokenizer, and the ids that the engine needs of it. No token is put in front of a text."""
 
@@ -236,6 +258,8 @@ def _read(kind: type[T], data: Any, where: str, at: str) -> T:
 
 def _value(hint: Any, value: Any, where: str, at: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is LanguageModelConfig and isinstance(value, dict) and "kind" in value:
+        hint = Mamba2LanguageModelConfig
     if origin is Annotated:
         value = _value(arguments[0], value, where, at)
         if (outside := _outside(value, arguments[1])) is not None:
@@ -309,6 +333,7 @@ MAMBA = {
     "790m": LanguageModelConfig(d_model=1536, n_layer=48),
     "1.4b": LanguageModelConfig(d_model=2048, n_layer=48),
     "2.8b": LanguageModelConfig(d_model=2560, n_layer=64),
+    "mamba2-2.7b": Mamba2LanguageModelConfig(d_model=2560, n_layer=64),
 }
 
 HUB = {
@@ -317,6 +342,7 @@ HUB = {
     "1.4b": "state-spaces/mamba-1.4b",
     "2.8b": "state-spaces/mamba-2.8b",
     "2.8b-slimpj": "state-spaces/mamba-2.8b-slimpj",
+    "mamba2-2.7b": "state-spaces/mamba2-2.7b",
 }
 
 
@@ -350,6 +376,8 @@ PRESETS: dict[str, ModelConfig] = {
         _preset("vlmamba-2.8b-vss-mlp", "siglip", "2.8b-slimpj", _VSS_MLP),
         # Table 5: the scan.
         _preset("vlmamba-2.8b-csm", "siglip", "2.8b-slimpj", replace(_VSS_L2, scan="csm")),
+        # Not in the paper: a Mamba-2 in the place of the language model.
+        _preset("vlmamba-mamba2-2.7b", "siglip", "mamba2-2.7b", _VSS_L2),
         # The same code at a size that runs anywhere; trained on the bundled kind of scenes.
         ModelConfig(
             name="vlmamba-tiny",

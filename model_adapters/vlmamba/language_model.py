@@ -28,12 +28,13 @@ from torch.utils.checkpoint import checkpoint
 
 from vlmamba_eval.types import ModelError
 
-from .config import LanguageModelConfig, check_fields
+from . import mamba2
+from .config import LanguageModelConfig, Mamba2LanguageModelConfig, check_fields
 from .linear import linear_of, pack
 from .scan import causal_conv, causal_conv_step, selective_scan, selective_step
 
 # These stay float32 whatever the precision of the rest: the recurrence is sensitive to them, and they are small.
-FLOAT32_PARAMETERS = (".A_log", ".D", ".dt_proj.bias")
+FLOAT32_PARAMETERS = (".A_log", ".D", ".dt_proj.bias", ".dt_bias", ".A_log_b", ".D_b", ".dt_bias_b")
 
 
 class RMSNorm(nn.Module):
@@ -89,6 +90,16 @@ class MambaMixer(nn.Module):
         steps = torch.arange(1, self.d_state + 1, device=self.A_log.device, dtype=torch.float32)
         self.A_log.copy_(torch.log(steps).expand(self.d_inner, -1))
         nn.init.ones_(self.D)
+
+    @property
+    def tail_shape(self) -> tuple[int, int]:
+        """What the convolution keeps of a row: its last inputs [k-1, d]."""
+        return self.d_conv - 1, self.d_inner
+
+    @property
+    def state_shape(self) -> tuple[int, int]:
+        """The recurrent state of a row [n, d]."""
+        return self.d_state, self.d_inner
 
     @property
     def dtype(self) -> torch.dtype:
@@ -156,7 +167,7 @@ class State:
     """All that the model remembers of the tokens it has read, for `s` rows.
 
     For each layer the convolution's last inputs [s, k-1, d], in the precision of the weights, and the recurrent state
-    [s, n, d] in float32.
+    in float32: [s, n, d] of a Mamba-1, [s, h, p, n] of a Mamba-2.
     """
 
     tails: tuple[Tensor, ...]
@@ -175,8 +186,8 @@ class State:
     def fork(self, n: int) -> State:
         """The state of one row, `n` times, as a view: nothing is copied, and steps need `select` first."""
         return State(
-            tuple(tail.expand(n, -1, -1) for tail in self.tails),
-            tuple(state.expand(n, -1, -1) for state in self.states),
+            tuple(tail.expand(n, *tail.shape[1:]) for tail in self.tails),
+            tuple(state.expand(n, *state.shape[1:]) for state in self.states),
         )
 
     def view(self, n: int) -> State:
@@ -202,7 +213,13 @@ class Block(nn.Module):
     def __init__(self, config: LanguageModelConfig):
         super().__init__()
         self.norm = RMSNorm(config.d_model, config.norm_eps)
-        self.mixer = MambaMixer(config.d_model, config.d_state, config.d_conv, config.expand)
+        self.mixer: MambaMixer | mamba2.Mamba2Mixer
+        if isinstance(config, Mamba2LanguageModelConfig):
+            self.mixer = mamba2.Mamba2Mixer(
+                config.d_model, config.d_state, config.d_conv, config.expand, config.headdim, config.ngroups
+            )
+        else:
+            self.mixer = MambaMixer(config.d_model, config.d_state, config.d_conv, config.expand)
 
     def forward(
         self,
@@ -229,7 +246,7 @@ class Backbone(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """A Mamba-1 language model with tied embeddings and a float32 residual stream.
+    """A Mamba-1 or Mamba-2 language model with tied embeddings and a float32 residual stream.
 
     `gradient_checkpointing` recomputes each block in the backward pass instead of keeping its activations.
     """
@@ -269,7 +286,7 @@ class LanguageModel(nn.Module):
         """The state of `n` rows that have read nothing yet."""
         mixer = self.blocks[0].mixer
         device = self.backbone.embedding.weight.device
-        tail, state = (n, mixer.d_conv - 1, mixer.d_inner), (n, mixer.d_state, mixer.d_inner)
+        tail, state = (n, *mixer.tail_shape), (n, *mixer.state_shape)
         layers = range(self.config.n_layer)
         return State(
             tuple(torch.zeros(tail, dtype=mixer.dtype, device=device) for _ in layers),
@@ -345,7 +362,9 @@ def keeps_float32(name: str) -> bool:
 
 
 def config_from_published(data: dict[str, Any], where: str) -> LanguageModelConfig:
-    """Read the `config.json` of state-spaces/mamba-* or of transformers' MambaForCausalLM."""
+    """Read the `config.json` of state-spaces/mamba-*, mamba2-*, or of transformers' Mamba(2)ForCausalLM."""
+    if mamba2.is_published(data):
+        return mamba2.config_from_published(data, where)
     try:
         if "hidden_size" in data:
             found = LanguageModelConfig(

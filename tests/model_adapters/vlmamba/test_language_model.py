@@ -244,12 +244,12 @@ def test_both_kinds_of_published_configuration_are_read() -> None:
     ("data", "message"),
     [
         ({"d_model": 8}, "'n_layer' is missing"),
-        (NATIVE | {"ssm_cfg": {"layer": "Mamba2"}}, r"layer = 'Mamba2' \(expected 'Mamba1'\)"),
+        (NATIVE | {"ssm_cfg": {"layer": "Mamba3"}}, r"layer = 'Mamba3' \(expected 'Mamba1'\)"),
         (NATIVE | {"rms_norm": False}, "rms_norm = False"),
         (NATIVE | {"ssm_cfg": {"dt_rank": 7}}, r"dt_rank = 7 \(expected 160\)"),
         (MambaConfig(hidden_size=32).to_dict() | {"use_bias": True}, "use_bias = True"),
         (MambaConfig(hidden_size=32).to_dict() | {"intermediate_size": 99}, r"intermediate_size = 99 \(expected 64\)"),
-        (MambaConfig(hidden_size=32).to_dict() | {"model_type": "mamba2"}, "model_type = 'mamba2'"),
+        (MambaConfig(hidden_size=32).to_dict() | {"model_type": "bamba"}, "model_type = 'bamba'"),
     ],
 )
 def test_other_kinds_of_language_model_are_refused(data: dict[str, Any], message: str) -> None:
