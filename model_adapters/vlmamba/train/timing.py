@@ -13,12 +13,12 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from msgspec.structs import replace
 from PIL import Image
 from torch import nn
 
