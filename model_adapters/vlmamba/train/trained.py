@@ -18,7 +18,7 @@ from .recipe import PARTS, Lora, Stage
 class TrainedModel(nn.Module):
     """The model with its loss, and auxiliary heads on the encoder that no checkpoint keeps."""
 
-    accepts_loss_kwargs = False  # a mean of the micro-batch, as the Trainer then expects
+    accepts_loss_kwargs = True  # the Trainer then leaves it to `StageTrainer.compute_loss` to scale the loss
 
     def __init__(self, model: VLMamba, stage: Stage):
         super().__init__()
@@ -44,7 +44,9 @@ class TrainedModel(nn.Module):
         gaps: Tensor | None = None,
         tokens: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """A batch of `data.Collator` -> the loss, and its two parts where there are heads."""
+        """A batch of `data.Collator` -> the loss and its parts: `answers`, the mean over the answers' tokens, and
+        `patches`, where there are heads, with its weight.
+        """
         config = self.model.config
         embeds = self.model.language_model.embed(ids)  # [b, l, d_model]
         size = config.vision.image_size
@@ -65,12 +67,12 @@ class TrainedModel(nn.Module):
         # The mean over the answers' tokens; 0 where a micro-batch has none (data.tokenise).
         loss = F.cross_entropy(logits, labels, reduction="sum") / max(1, len(labels))
         if not self.heads or patch_labels is None:
-            return {"loss": loss, "answers": loss.detach()}
-        patches = sum(
+            return {"loss": loss, "answers": loss}
+        patches = self.stage.patch_weight * sum(
             F.cross_entropy(head(features).float().flatten(0, 1), patch_labels[name].flatten())
             for name, head in self.heads.items()
         )
-        return {"loss": loss + self.stage.patch_weight * patches, "answers": loss.detach()}
+        return {"loss": loss + patches, "answers": loss, "patches": patches}
 
 
 def part_of(name: str) -> str:

@@ -1,6 +1,6 @@
 """One stage of training on transformers' Trainer.
 
-The loss is the mean cross-entropy of the tokens of all answers in a micro-batch. Parts that don't learn stay as they
+The loss is the mean cross-entropy of the tokens of all answers of a step. Parts that don't learn stay as they
 are, bit for bit. What a killed run needs to go on lies in `training/`, where a finished stage writes its checkpoint.
 """
 
@@ -69,27 +69,36 @@ class StageTrainer(Trainer):
         # D and the step sizes' bias must not be rounded.
         state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        """The micro-batches of a step, and how many tokens of answers there are in the whole step, on all devices."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        count = torch.tensor(float(sum(len(batch["labels"]) for batch in batches)), device=device)
+        return batches, self.accelerator.reduce(count)
+
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+        """A micro-batch's part in the mean over all tokens of the step's answers.
+
+        So it makes no difference how a step is cut into micro-batches, and how many devices share them.
+        """
         outputs = model(**inputs)
-        places, tokens = inputs["ids"].numel(), inputs["tokens"]
-        # The answers' loss, micro-batches, places, true tokens, tokens of answers: read when a line is logged.
-        known = [1, places, len(inputs["labels"])]
-        counts = torch.stack(
-            [
-                outputs["answers"].double(),
-                *torch.tensor(known, dtype=torch.float64, device=tokens.device),
-                tokens.double(),
-            ]
-        )
+        tokens, n = inputs["tokens"], len(inputs["labels"])
+        world, cut = self.args.world_size, self.args.gradient_accumulation_steps
+        # The Trainer's gradients are sums over micro-batches and means over devices.
+        loss = outputs["answers"] * n * world / options["num_items_in_batch"].clamp(min=1)
+        if "patches" in outputs:
+            loss = loss + outputs["patches"] / cut
+        # Read when a line is logged: the answers' loss and their tokens, places, true tokens, micro-batches.
+        known = torch.tensor([n, inputs["ids"].numel(), 1], dtype=torch.float64, device=tokens.device)
+        summed = (outputs["answers"].detach() * n).double()
+        counts = torch.cat([torch.stack([summed, tokens.double()]), known])
         self._counts = counts if self._counts is None else self._counts + counts
         self._flop += self.work.of(inputs)
-        return outputs["loss"]
+        return loss
 
     def log(self, logs: dict[str, float], *arguments: Any, **options: Any) -> None:
         if "loss" in logs and self._counts is not None:
             totals = torch.cat([self._counts, self._counts.new_tensor([float(self._flop)])])
-            totals = cast(Tensor, self.accelerator.reduce(totals.float() if totals.device.type == "mps" else totals))
-            answers, batches, places, predicted, tokens, flop = totals.tolist()
+            answers, tokens, predicted, places, batches, flop = cast(Tensor, self.accelerator.reduce(totals)).tolist()
             self._predicted += int(predicted)
             if not self._predicted:
                 raise DataError(f"until step {self.state.global_step} no answer began within max_length: raise it")
@@ -99,7 +108,7 @@ class StageTrainer(Trainer):
                     f"float32, with --set and another --out. The checkpoints so far lie in {self.args.output_dir}."
                 )
             seconds = max(1e-9, time.monotonic() - self._since)
-            logs["answers"] = answers / batches
+            logs["answers"] = answers / max(1.0, predicted)
             logs["tokens"] = places * self.args.gradient_accumulation_steps / batches
             logs["padding"] = 1 - tokens / places
             logs["tokens_per_second"] = tokens / seconds
