@@ -40,8 +40,8 @@ def check_files(recipe: Recipe, out: Path, start: Path | None, data: Path, only:
         for name in (source.json for source in sources if source.json):
             if not (data / name).is_file():
                 raise DataError(
-                    f"{data / name} is missing: stage {stage.name} expects a JSON list of conversations in LLaVA's format "
-                    "there; --data names the folder that recipes' files lie in"
+                    f"{data / name} is missing: stage {stage.name} expects a JSON list of conversations in LLaVA's "
+                    "format there; --data names the folder that recipes' files lie in"
                 )
         for module, extra in (("peft", stage.lora), ("bitsandbytes", stage.optimizer == "adamw_8bit" or None)):
             if extra is not None and find_spec(module) is None:

@@ -54,8 +54,8 @@ class Log(TrainerCallback):
         left = duration(pace * (state.max_steps - state.global_step))
         self.say(
             f"step {state.global_step}/{state.max_steps}  loss {line['loss']:.4f}  answers {line['answers']:.4f}  "
-            f"{pace:.2f} s/step  {line['tokens_per_second']:,} tokens/s  {100 * line['matrix_share']:.0f} % of the matrix "
-            f"rate  {left} left"
+            f"{pace:.2f} s/step  {line['tokens_per_second']:,} tokens/s  {100 * line['matrix_share']:.0f} % of the "
+            f"matrix rate  {left} left"
         )
 
 

@@ -7,17 +7,22 @@ would; the run lies in `STAGE/eval/step-N` and can be looked at and compared lik
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.distributed
 from torch import Tensor
 
+from vlmamba_eval.model_adapters.shared.device import choose
+from vlmamba_eval.model_adapters.vlmamba.adapter import VLMambaAdapter
 from vlmamba_eval.model_adapters.vlmamba.config import ModelConfig
+from vlmamba_eval.model_adapters.vlmamba.language_model import keeps_float32
+from vlmamba_eval.model_adapters.vlmamba.model import empty_model
 from vlmamba_eval.types import UsageError
 
 from .data import Collator, Conversations, open_data
@@ -29,13 +34,18 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import Trainer
 
+    from vlmamba_eval.dataset import Dataset
+
 
 @dataclass
 class Measure:
-    """All that a stage's `eval` asks for; called with the Trainer, in every process at once."""
+    """All that a stage's `eval` asks for; called with the Trainer, in every process at once.
+
+    `model_config` is that of the checkpoint, with the template that evaluation uses whatever the stage learns with.
+    """
 
     eval: Eval
-    config: ModelConfig
+    model_config: ModelConfig
     tokenizer: Tokenizer
     examples: Conversations | None
     micro_batch_size: int
@@ -44,11 +54,14 @@ class Measure:
     data: Path
     sharded: bool
     say: Callable[[str], None]
+    _datasets: list[Dataset] | None = None
+    _marks: set[str] = field(default_factory=set)
 
     @classmethod
     def of(
         cls,
         stage: Stage,
+        model_config: ModelConfig,
         config: ModelConfig,
         tokenizer: Tokenizer,
         collator: Collator,
@@ -67,8 +80,11 @@ class Measure:
                 raise UsageError(f"stage {stage.name}: eval.held_out names the very data that the stage learns")
             rows = open_data(wanted.held_out, data, stage.seed, wanted.examples)
             examples = Conversations(rows, config, tokenizer, stage.max_length)
+        untrained = tuple(part for part in model_config.provenance.untrained if part not in stage.train)
+        model_config = replace(model_config, provenance=replace(model_config.provenance, untrained=untrained))
         found = cls(
-            wanted, config, tokenizer, examples, stage.micro_batch_size, collator, folder, data, sharded, say
+            eval=wanted, model_config=model_config, tokenizer=tokenizer, examples=examples, collator=collator,
+            micro_batch_size=stage.micro_batch_size, folder=folder, data=data, sharded=sharded, say=say,
         )  # fmt: skip
         if wanted.tasks:
             found.benchmark_data()
@@ -91,9 +107,12 @@ class Measure:
                 torch.distributed.barrier()
         if first:
             seconds = time.monotonic() - began
-            append(self.folder / "eval.jsonl", {"step": step, **found, "seconds": round(seconds, 2)})
+            marks = sorted(self._marks)
+            line = {"step": step, **found, "marks": marks, "seconds": round(seconds, 2)}
+            append(self.folder / "eval.jsonl", line)
             numbers = "  ".join(f"{name.removeprefix('eval_')} {value:.4g}" for name, value in found.items())
-            self.say(f"step {step}  held out and benchmarks: {numbers}  (took {duration(seconds)})")
+            words = f"  {' '.join(marks)}" if marks else ""
+            self.say(f"step {step}  measured: {numbers}{words}  (took {duration(seconds)})")
         return found
 
     def _held_out(self, trainer: Trainer) -> float:
@@ -104,7 +123,8 @@ class Measure:
         total = torch.zeros(2, dtype=torch.float64, device=device)
         training = model.training
         model.eval()
-        with torch.no_grad():
+        # Without gradients a CPU's scan reads the parameters through NumPy, and such memory can't be freed by FSDP.
+        with torch.set_grad_enabled(self.sharded and device.type == "cpu"):
             for round_ in range(-(-len(batches) // world)):
                 place = round_ * world + rank
                 # Shards are gathered by all processes together: one without a batch runs the last one for nothing.
@@ -113,7 +133,7 @@ class Measure:
                 batch: dict[str, Tensor] = self.collator([examples[number] for number in numbers])
                 batch = {name: tensor.to(device) for name, tensor in batch.items() if name != "patch_labels"}
                 with trainer.compute_loss_context_manager():
-                    loss = model(**batch)["answers"]
+                    loss = model(**batch)["answers"].detach()
                 if place < len(batches):
                     n = len(batch["labels"])
                     total += torch.stack([loss.double() * n, torch.tensor(n, dtype=torch.float64, device=device)])
@@ -127,9 +147,55 @@ class Measure:
         for start in range(0, n, self.micro_batch_size):
             yield range(start, min(n, start + self.micro_batch_size))
 
-    def benchmark_data(self) -> Any:
-        """The tasks and where their data lie; `UsageError` or `DataError` if something is missing."""
-        raise UsageError("eval.tasks: not there yet")
+    def benchmark_data(self) -> list[Dataset]:
+        """The benchmarks' samples, read once. Raises `UsageError` or `DataError` if something is missing."""
+        if self._datasets is None:
+            from vlmamba_eval.dataset import load_dataset
+            from vlmamba_eval.registry import get_task
+
+            where = self.eval.data if self.eval.data in ("samples", "hub") else str(self.data / self.eval.data)
+            names = [name.strip() for name in self.eval.tasks.split(",") if name.strip()]
+            self._datasets = [
+                load_dataset(get_task(name), where, limit=self.eval.limit or None, allow_partial=True) for name in names
+            ]
+        return self._datasets
 
     def _benchmarks(self, parameters: dict[str, Tensor], step: int, device: torch.device) -> dict[str, float]:
-        raise NotImplementedError
+        """The headline metrics of every benchmark, from a run of our own harness."""
+        from vlmamba_eval.run import evaluate
+
+        adapter = _adapter(parameters, self.model_config, self.tokenizer, step, device)
+        found: dict[str, float] = {}
+        datasets = self.benchmark_data()
+        for outcome in evaluate(adapter, datasets, self.folder / "eval" / f"step-{step}"):
+            scores = outcome.scores
+            self._marks |= set(scores.marks)
+            for score in scores.scores:
+                if score.headline and score.value is not None:
+                    parts = (
+                        scores.task,
+                        *(p for p in (score.split, score.category) if p not in ("", "all")),
+                        score.metric,
+                    )
+                    found[f"eval_{'_'.join(parts)}"] = score.value
+        return found
+
+
+def _adapter(
+    parameters: dict[str, Tensor], config: ModelConfig, tokenizer: Tokenizer, step: int, device: torch.device
+) -> VLMambaAdapter:
+    """A model of its own with these parameters, in the precision that an evaluation takes on this device."""
+    dtype = choose(device.type, "auto")[1]
+    model = empty_model(config, dtype)
+    digest = hashlib.sha256()
+    converted: dict[str, Tensor] = {}
+    for name in sorted(parameters):
+        tensor = parameters[name].to(torch.float32 if keeps_float32(name) else dtype).contiguous()
+        digest.update(name.encode())
+        digest.update(tensor.view(torch.uint8).numpy())
+        # A copy where nothing was converted: training goes on with the original.
+        converted[name] = tensor.to(device, copy=tensor.data_ptr() == parameters[name].data_ptr())
+    model.load_state_dict(converted, assign=True)
+    model.vision.reset_buffers()
+    model.config = replace(config, name=f"{config.name}-step-{step}")
+    return VLMambaAdapter(model, tokenizer, weights=f"sha256:{digest.hexdigest()}")

@@ -75,6 +75,6 @@ def _matrices(module: nn.Module) -> int:
     """Weights that every token is multiplied with: linear layers, and the step sizes' projections."""
     found = 0
     for layer in module.modules():
-        if isinstance(layer, nn.Linear) or isinstance(layer, nn.Conv2d):
+        if isinstance(layer, nn.Linear | nn.Conv2d):
             found += layer.weight.numel()
     return found

@@ -51,6 +51,7 @@ class StageTrainer(Trainer):
         self._flop = 0
         self._predicted = 0  # tokens of answers since the start of this process
         self._since = time.monotonic()
+        self._measured = -1
         super().__init__(**options)
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -113,26 +114,24 @@ class StageTrainer(Trainer):
             logs["padding"] = 1 - tokens / places
             logs["tokens_per_second"] = tokens / seconds
             logs["matrix_share"] = flop / seconds / (self.rate * self.args.world_size)
-            logs |= self._rates()
+            logs |= self._rates(logs["learning_rate"])
             self._counts, self._flop, self._since = None, 0, time.monotonic()
         super().log(logs, *arguments, **options)
 
-    def _rates(self) -> dict[str, float]:
-        """The learning rates of the parts that have their own."""
-        if not self.stage.learning_rates or self.optimizer is None:
-            return {}
-        # Groups stand in the order of `_groups`, of which the first is the stage's own rate if any part has it.
-        names = [part for part, _ in self._groups]
-        rates = zip(names, (group["lr"] for group in self.optimizer.param_groups), strict=False)
-        return {f"learning_rate_{part}": float(rate) for part, rate in rates}
+    def _rates(self, first: float) -> dict[str, float]:
+        """The learning rates of the parts that have their own, from the one of the first group of parameters."""
+        own = self.stage.learning_rates
+        highest = own.get(cast(Any, self._groups[0][0]), self.stage.learning_rate)
+        return {f"learning_rate_{part}": first * rate / highest for part, rate in own.items() if highest}
 
     def _get_train_sampler(self, *arguments: Any, **options: Any) -> Any:
         return self.order
 
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
         """What the stage's `eval` asks for. The time that it takes counts for no rate."""
-        if self.measure is None:
-            return {}
+        if self.measure is None or self._measured == self.state.global_step:
+            return {}  # the end of an epoch asks again
+        self._measured = self.state.global_step
         began = time.monotonic()
         found = self.measure(self)
         self._since += time.monotonic() - began
@@ -227,7 +226,7 @@ def train_stage(
     arguments.max_steps = steps
     gap = config.language_model.d_conv - 1 if stage.packing else 0
     collator = Collator(config.tokenizer.pad_token_id, gap, stage.max_length)
-    measure = Measure.of(stage, config, tokenizer, collator, folder, data, sharded, say)
+    measure = Measure.of(stage, model.config, config, tokenizer, collator, folder, data, sharded, say)
     trained = TrainedModel(model, stage)
     learning = sum(p.numel() for p in trained.parameters() if p.requires_grad)
     say(f"stage {stage.name}: {len(examples)} examples, {steps} steps of {stage.batch_size}, {learning:,} parameters")
@@ -248,20 +247,20 @@ def train_stage(
     callbacks: list[TrainerCallback] = [Log(folder / "log.jsonl", scan, say)]
     if stage.eval is not None:
         callbacks.append(_WhenToMeasure(stage.eval.every))
-    trainer = StageTrainer(
-        stage,
-        Order(rows, steps, stage.batch_size, stage.seed, stage.group_by_length),
-        Work(model),
-        rate,
-        measure,
-        model=trained,
-        args=arguments,
-        train_dataset=examples,
-        data_collator=collator,
-        callbacks=callbacks,
-    )
-    trainer.remove_callback(PrinterCallback)
     with _tracker_folder(folder, report_to):
+        trainer = StageTrainer(
+            stage,
+            Order(rows, steps, stage.batch_size, stage.seed, stage.group_by_length),
+            Work(model),
+            rate,
+            measure,
+            model=trained,
+            args=arguments,
+            train_dataset=examples,
+            data_collator=collator,
+            callbacks=callbacks,
+        )
+        trainer.remove_callback(PrinterCallback)
         try:
             trainer.train(resume_from_checkpoint=str(last) if last else None)
         except DataError as error:
@@ -270,8 +269,8 @@ def train_stage(
         except torch.OutOfMemoryError as error:
             raise ModelError(
                 f"stage {stage.name}: the device's memory does not hold {stage.micro_batch_size} examples at a time: "
-                f"--set {stage.name}.micro_batch_size={max(1, stage.micro_batch_size // 2)} takes half (the batch stays "
-                f"as large), {stage.name}.gradient_checkpointing=true and {stage.name}.shard=true less. {error}"
+                f"--set {stage.name}.micro_batch_size={max(1, stage.micro_batch_size // 2)} takes half (the batch "
+                f"stays as large), {stage.name}.gradient_checkpointing=true and {stage.name}.shard=true less. {error}"
             ) from None
     if trainer.state.global_step < steps:
         raise EvalError(f"stage {stage.name}: training ended at step {trainer.state.global_step} of {steps}")
@@ -337,8 +336,8 @@ def _check_begun(folder: Path, stage: Stage, sharded: bool) -> None:
     begun = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if begun.get("sharded", sharded) != sharded:
         how = (
-            "sharded: go on with `torchrun --nproc_per_node N -m vlmamba_eval.model_adapters.vlmamba.train.cli`, N being "
-            "any number, 1 as well, and shard: true"
+            "sharded: go on with `torchrun --nproc_per_node N -m vlmamba_eval.model_adapters.vlmamba.train.cli`, N "
+            "being any number, 1 as well, and shard: true"
             if begun["sharded"]
             else "without shards: go on without a launcher, or with shard: false"
         )
