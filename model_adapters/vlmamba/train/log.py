@@ -21,11 +21,9 @@ class Log(TrainerCallback):
     def __init__(self, path: Path, scan: str, say: Callable[[str], None]):
         self.path, self.scan, self.say = path, scan, say
         self.began, self.before = time.monotonic(), 0.0
-        self.last: tuple[int, float] | None = None  # the step and the time of the last line
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.began = time.monotonic()
-        self.last = (state.global_step, self.began)
         if not state.is_world_process_zero:
             return
         kept = keep_until(self.path, state.global_step)
@@ -39,18 +37,15 @@ class Log(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if not state.is_world_process_zero or not logs or "loss" not in logs:
             return
-        now = time.monotonic()
         line = {"step": state.global_step, "loss": round(float(logs["loss"]), 5), "answers": round(logs["answers"], 5)}
         line |= {"grad_norm": round(float(logs["grad_norm"]), 4), "learning_rate": float(logs["learning_rate"])}
         line |= {name: logs[name] for name in logs if name.startswith("learning_rate_")}
         # A step's places on one device, image and padding counted in; the rate counts true tokens on all devices.
         line |= {"tokens": round(logs["tokens"]), "padding": round(logs["padding"], 4)}
         line |= {"tokens_per_second": round(logs["tokens_per_second"]), "matrix_share": round(logs["matrix_share"], 4)}
-        line |= {"seconds": round(self.before + now - self.began, 2), "scan": self.scan}
+        line |= {"seconds": round(self.before + time.monotonic() - self.began, 2), "scan": self.scan}
         append(self.path, line)
-        step, then = self.last or (state.global_step - 1, self.began)
-        self.last = (state.global_step, now)
-        pace = (now - then) / max(1, state.global_step - step)
+        pace = logs["seconds_per_step"]
         left = duration(pace * (state.max_steps - state.global_step))
         self.say(
             f"step {state.global_step}/{state.max_steps}  loss {line['loss']:.4f}  answers {line['answers']:.4f}  "

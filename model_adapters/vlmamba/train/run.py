@@ -18,6 +18,7 @@ from vlmamba_eval.model_adapters.vlmamba.model import VLMamba, random_model
 from vlmamba_eval.model_adapters.vlmamba.tokenizer import train_tokenizer
 from vlmamba_eval.types import UsageError
 
+from .card import write_card
 from .check import check_files
 from .data import open_rows, segments
 from .recipe import Recipe, Stage
@@ -122,6 +123,7 @@ def _finish(
         config = trained_config(recipe, stage, config)
         dtype = getattr(torch, recipe.save_dtype) if stage is recipe.stages[-1] else torch.float32
         save_model(folder, parameters, config, tokenizer, dtype)
+        write_card(folder, recipe, stage, config)
         shutil.rmtree(folder / "training", ignore_errors=True)
     if several:
         torch.distributed.barrier()  # the next stage starts from what one process has written

@@ -123,6 +123,11 @@ def whole_parameters(trained: TrainedModel, sharded: bool) -> dict[str, Tensor]:
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
         state = get_model_state_dict(trained, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        # A tensor that does not divide evenly comes back as a view of the padded whole.
+        state = {
+            name: tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
+            for name, tensor in state.items()
+        }
     else:
         state = {name: tensor.detach().to("cpu") for name, tensor in trained.state_dict().items()}
     found = {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}

@@ -113,6 +113,7 @@ class StageTrainer(Trainer):
             logs["tokens"] = places * self.args.gradient_accumulation_steps / batches
             logs["padding"] = 1 - tokens / places
             logs["tokens_per_second"] = tokens / seconds
+            logs["seconds_per_step"] = seconds * self.args.gradient_accumulation_steps * self.args.world_size / batches
             logs["matrix_share"] = flop / seconds / (self.rate * self.args.world_size)
             logs |= self._rates(logs["learning_rate"])
             self._counts, self._flop, self._since = None, 0, time.monotonic()
@@ -392,6 +393,7 @@ def _arguments(
         save_total_limit=2,
         use_cpu=not on_gpu,
         ddp_timeout=_PATIENCE,
+        ddp_find_unused_parameters=bool(stage.patch_classes),  # heads have no part in a batch without images
         fsdp=sharded is not None,  # type: ignore[arg-type]
         fsdp_config=_sharding(sharded) if sharded is not None else None,
         remove_unused_columns=False,
