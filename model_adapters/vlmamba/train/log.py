@@ -43,6 +43,7 @@ class Log(TrainerCallback):
         # A step's places on one device, image and padding counted in; the rate counts true tokens on all devices.
         line |= {"tokens": round(logs["tokens"]), "padding": round(logs["padding"], 4)}
         line |= {"tokens_per_second": round(logs["tokens_per_second"]), "matrix_share": round(logs["matrix_share"], 4)}
+        line |= {"seconds_per_step": round(logs["seconds_per_step"], 4)}
         line |= {"seconds": round(self.before + time.monotonic() - self.began, 2), "scan": self.scan}
         append(self.path, line)
         pace = logs["seconds_per_step"]

@@ -101,7 +101,7 @@ class StageTrainer(Trainer):
             totals = torch.cat([self._counts, self._counts.new_tensor([float(self._flop)])])
             answers, tokens, predicted, places, batches, flop = cast(Tensor, self.accelerator.reduce(totals)).tolist()
             self._predicted += int(predicted)
-            if not self._predicted:
+            if not self._predicted and self.state.global_step >= self.args.logging_steps:
                 raise DataError(f"until step {self.state.global_step} no answer began within max_length: raise it")
             if not math.isfinite(logs["loss"]):
                 raise EvalError(

@@ -46,7 +46,7 @@ def test_it_answers_as_the_engine_does_with_an_image_and_without():
     model, _, tokenizer = checkpoint.load(TINY)
     adapter = VLMambaAdapter(model, tokenizer, weights="sha256:0")
     for number in (3, 5):
-        row = example("automodel", number, turns=1)
+        row = example("three lines", number, turns=1)
         question = row["conversations"][0]["value"].removeprefix("<image>\n")
         for image in (row["image"], None):
             pixels = None if image is None else adapter.prepare(image)
@@ -56,7 +56,7 @@ def test_it_answers_as_the_engine_does_with_an_image_and_without():
 
 def test_its_loss_is_the_cross_entropy_of_its_logits_and_its_inputs_are_checked():
     loaded = AutoModelForImageTextToText.from_pretrained(TINY)
-    given = loaded.inputs("What is it?", example("automodel", 3)["image"])
+    given = loaded.inputs("What is it?", example("three lines", 3)["image"])
     labels = given["input_ids"].clamp(min=0)
     labels[:, :-4] = -100
     found = loaded(**given, labels=labels)
