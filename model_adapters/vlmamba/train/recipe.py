@@ -325,7 +325,20 @@ def schema() -> dict[str, Any]:
     # What a file lacks may stand in the one that it extends.
     for kind in ("RecipeFile", "Stage"):
         found["$defs"][kind].pop("required", None)
+    _sort(found)
     return found
+
+
+def _sort(schema: Any) -> None:
+    """Bring choices into an order, so that equal schemas are equal files."""
+    if isinstance(schema, dict):
+        if "enum" in schema:
+            schema["enum"] = sorted(schema["enum"])
+        for value in schema.values():
+            _sort(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            _sort(value)
 
 
 def keys() -> str:
