@@ -326,7 +326,7 @@ def schema() -> dict[str, Any]:
     for kind in ("RecipeFile", "Stage"):
         found["$defs"][kind].pop("required", None)
     _sort(found)
-    return found
+    return json.loads(json.dumps(found))
 
 
 def _sort(schema: Any) -> None:

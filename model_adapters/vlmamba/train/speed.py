@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlmamba_eval.model_adapters.vlmamba.connector import VisionSelectiveScan
+from vlmamba_eval.model_adapters.vlmamba.connector import Connector, VisionSelectiveScan
 from vlmamba_eval.model_adapters.vlmamba.model import VLMamba
 
 
@@ -49,13 +49,15 @@ class Work:
         passes = 3 if learns["vision"] else 1
         attention = 4 * config.image_tokens * config.hidden_size * config.layers_used
         self.image = passes * (2 * _matrices(vision) + attention)  # of one image token
-        connector = _matrices(model.connector)
+        connector, first = _matrices(model.connector), _first(model.connector)
         for scan in (m for m in model.connector.modules() if isinstance(m, VisionSelectiveScan)):
             if len(scan.blocks) == 1:  # one block reads the tokens in every direction
                 directions = 2 if scan.config.scan == "bsm" else 4
                 connector += (directions - 1) * _matrices(scan)
         flows = learns["vision"] or learns["connector"]
-        self.image += 2 * connector * (1 + learns["vision"] + learns["connector"])
+        self.image += 2 * connector * (1 + flows + learns["connector"])
+        if flows and not learns["vision"]:
+            self.image -= 2 * first  # nobody asks for the gradient of what the encoder gave
         language = _matrices(model.language_model.backbone.layers)
         whole = sum(p.numel() for p in model.language_model.parameters() if p.requires_grad) >= language
         back = int(flows or learns["language_model"]) + int(whole)
@@ -69,6 +71,16 @@ class Work:
             + self.image * (batch["image_at"].numel() or self.image_tokens)
             + self.label * len(batch["labels"])
         )
+
+
+def _first(connector: Connector) -> int:
+    """Weights that the encoder's features are multiplied with, in every direction."""
+    kind = connector.config.kind
+    if kind == "vss_mlp":
+        blocks = connector.vss.blocks
+        directions = 2 if connector.config.scan == "bsm" else 4
+        return directions * _matrices(blocks[0].get_submodule("in_proj"))
+    return _matrices(connector.linear_in if kind == "vss_l2" else connector.mlp[0])
 
 
 def _matrices(module: nn.Module) -> int:

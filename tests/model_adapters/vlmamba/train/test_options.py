@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -199,13 +200,17 @@ def test_the_work_of_a_step_is_counted_from_the_models_matrices():
     from vlmamba_eval.model_adapters.vlmamba.train.data import Collator
 
     batch = Collator(1)(examples(config, [40, 60], [True, True]))
-    for train_ in (("vision", "connector", "language_model"), ("connector",), ("connector", "language_model")):
-        trained = TrainedModel(random_model(config, 0), replace(STAGE, train=train_))
+    parts = ("vision", "connector", "language_model")
+    cases = [(kind, learn) for kind in ("mlp", "vss_mlp", "vss_l2") for learn in (parts, parts[1:2], parts[1:])]
+    for kind, train_ in cases:
+        connector = dataclasses.replace(config.connector, kind=kind)
+        model = random_model(dataclasses.replace(config, connector=connector), 0)
+        trained = TrainedModel(model, replace(STAGE, train=train_))
         with FlopCounterMode(display=False) as counter:
             trained(**batch)["loss"].backward()
         counted = counter.get_flop_counts()["Global"]
         products = sum(flops for operator, flops in counted.items() if "bmm" not in str(operator))  # the scan's
-        assert Work(trained.model).of(batch) == pytest.approx(products, rel=0.02), train_
+        assert Work(trained.model).of(batch) == pytest.approx(products, rel=0.02), (kind, train_)
 
 
 # =============================================================================
