@@ -132,7 +132,7 @@ class Measure:
                 examples = cast(Conversations, self.examples)
                 batch: dict[str, Tensor] = self.collator([examples[number] for number in numbers])
                 batch = {name: tensor.to(device) for name, tensor in batch.items() if name != "patch_labels"}
-                with trainer.compute_loss_context_manager():
+                with trainer.accelerator.autocast():
                     loss = model(**batch)["answers"].detach()
                 if place < len(batches):
                     n = len(batch["labels"])

@@ -81,7 +81,8 @@ class StageTrainer(Trainer):
 
         So it makes no difference how a step is cut into micro-batches, and how many devices share them.
         """
-        outputs = model(**inputs)
+        with self.accelerator.autocast():  # which accelerate puts around whole models, but not around sharded ones
+            outputs = model(**inputs)
         tokens, n = inputs["tokens"], len(inputs["labels"])
         world, cut = self.args.world_size, self.args.gradient_accumulation_steps
         # The Trainer's gradients are sums over micro-batches and means over devices.

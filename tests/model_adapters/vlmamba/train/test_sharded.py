@@ -51,7 +51,7 @@ def furthest(found: Path, expected: Path) -> float:
     return max(float((new[name] - old[name]).abs().max()) for name in old)
 
 
-@pytest.mark.parametrize("shard", [True, False])
+@pytest.mark.parametrize("shard", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_two_processes_have_the_losses_and_the_model_of_one(tmp_path: Path, data: Path, shard: bool):
     """Sharded parameters, gradients and moments, or whole copies; packed rows, low-rank updates, held-out loss."""
     lora = {"rank": 4, "alpha": 8, "dropout": 0}
@@ -75,6 +75,24 @@ def test_two_processes_have_the_losses_and_the_model_of_one(tmp_path: Path, data
     assert [line["step"] for line in measured[0]] == [2, 3]
     for expected, found in zip(*measured, strict=True):
         assert found["eval_loss"] == pytest.approx(expected["eval_loss"], abs=2e-5)
+
+
+def test_sharded_products_are_computed_in_the_precision_that_is_asked_for(tmp_path: Path, data: Path):
+    """With bf16, two processes are nearer to one process with bf16 than that is to float32."""
+    losses: dict[str, list[float]] = {}
+    for precision in ("float32", "bf16"):
+        recipe = write_recipe(
+            tmp_path / precision, [{"name": "one", "train": ALL, "steps": 3, "shard": True, "precision": precision}]
+        )
+        train(recipe, tmp_path / f"{precision}-alone", data)
+        losses[precision] = [line["loss"] for line in log(tmp_path / f"{precision}-alone/one")]
+    in_processes(2, train, tmp_path / "bf16/recipe.yaml", tmp_path / "both", data)
+    both = [line["loss"] for line in log(tmp_path / "both/one")]
+
+    def apart(name: str) -> float:
+        return max(abs(found - expected) for found, expected in zip(both, losses[name], strict=True))
+
+    assert apart("bf16") < 0.3 * apart("float32")
 
 
 def stop(rank_of_stop: int, recipe: Path, out: Path, data: Path) -> None:
