@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -61,8 +61,8 @@ class VLMambaForConditionalGeneration(PreTrainedModel):
     config_class = VLMambaConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    _no_split_modules = ("Block",)
-    _keep_in_fp32_modules_strict = frozenset(name.strip(".") for name in FLOAT32_PARAMETERS)
+    _no_split_modules: ClassVar = {"Block"}
+    _keep_in_fp32_modules_strict: ClassVar = {name.strip(".") for name in FLOAT32_PARAMETERS}
 
     def __init__(self, config: VLMambaConfig):
         super().__init__(config)
@@ -158,7 +158,7 @@ class VLMambaForConditionalGeneration(PreTrainedModel):
         if not hasattr(self, "_loaded_tokenizer"):
             from huggingface_hub import hf_hub_download
 
-            name = self.config.name_or_path
+            name = self.config.name_or_path or ""
             path = Path(name) / "tokenizer.json"
             if not path.is_file():
                 if not name or Path(name).exists():

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed
@@ -192,7 +192,7 @@ def _adapter(
     for name in sorted(parameters):
         tensor = parameters[name].to(torch.float32 if keeps_float32(name) else dtype).contiguous()
         digest.update(name.encode())
-        digest.update(tensor.view(torch.uint8).numpy())
+        digest.update(cast(Any, tensor.view(torch.uint8).numpy()))
         # A copy where nothing was converted: training goes on with the original.
         converted[name] = tensor.to(device, copy=tensor.data_ptr() == parameters[name].data_ptr())
     model.load_state_dict(converted, assign=True)

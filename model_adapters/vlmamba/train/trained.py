@@ -68,10 +68,11 @@ class TrainedModel(nn.Module):
         loss = F.cross_entropy(logits, labels, reduction="sum") / max(1, len(labels))
         if not self.heads or patch_labels is None:
             return {"loss": loss, "answers": loss}
-        patches = self.stage.patch_weight * sum(
+        losses = [
             F.cross_entropy(head(features).float().flatten(0, 1), patch_labels[name].flatten())
             for name, head in self.heads.items()
-        )
+        ]
+        patches = self.stage.patch_weight * torch.stack(losses).sum()
         return {"loss": loss + patches, "answers": loss, "patches": patches}
 
 

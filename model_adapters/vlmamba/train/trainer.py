@@ -63,7 +63,8 @@ class StageTrainer(Trainer):
 
         state: Any = self.accelerator.state
         if not self.is_fsdp_enabled:  # accelerate turns FSDP on for accelerators alone; PyTorch has it on CPUs as well
-            state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
+            plugin: Any = FullyShardedDataParallelPlugin
+            state.fsdp_plugin = plugin(**self.args.fsdp_plugin_args)
             state.distributed_type = DistributedType.FSDP
             self.is_fsdp_enabled = True
         # Shards are gathered as they are, and autocast decides what a product is computed in, as on one device: A_log,
@@ -143,7 +144,7 @@ class StageTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """One group for each learning rate, with and without weight decay."""
-        model = model or cast(nn.Module, self.model)
+        model = cast(nn.Module, self.model if model is None else model)
         decay = set(self.get_decay_parameter_names(model))
         groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():

@@ -19,6 +19,10 @@ from vlmamba_eval.tasks.samples.training import example
 from vlmamba_eval.types import ImageQuestions, ModelError, Question, UsageError
 
 
+def bundled() -> automodel.VLMambaForConditionalGeneration:
+    return AutoModelForImageTextToText.from_pretrained(TINY)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_saved_folder_comes_back_bit_for_bit_with_the_precisions_of_its_file(tmp_path: Path, dtype: torch.dtype):
     model = mild_model(micro_config())
@@ -42,7 +46,7 @@ def test_a_saved_folder_comes_back_bit_for_bit_with_the_precisions_of_its_file(t
 
 
 def test_it_answers_as_the_engine_does_with_an_image_and_without():
-    loaded = AutoModelForImageTextToText.from_pretrained(TINY)
+    loaded = bundled()
     model, _, tokenizer = checkpoint.load(TINY)
     adapter = VLMambaAdapter(model, tokenizer, weights="sha256:0")
     for number in (3, 5):
@@ -55,7 +59,7 @@ def test_it_answers_as_the_engine_does_with_an_image_and_without():
 
 
 def test_its_loss_is_the_cross_entropy_of_its_logits_and_its_inputs_are_checked():
-    loaded = AutoModelForImageTextToText.from_pretrained(TINY)
+    loaded = bundled()
     given = loaded.inputs("What is it?", example("three lines", 3)["image"])
     labels = given["input_ids"].clamp(min=0)
     labels[:, :-4] = -100

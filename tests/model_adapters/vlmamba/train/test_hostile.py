@@ -43,7 +43,7 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("seed: 1\nseed: 2\nstages: {", "expected YAML"),
         ("1: 2\n", "the key 1, which is no text"),
         ("? [a]\n: 1\n", "expected YAML"),
-        ("!!python/object/apply:os.system ['touch /tmp/owned']\n", "expected YAML"),
+        ("!!python/object/apply:os.system ['touch owned']\n", "expected YAML"),
         ("extends: /dev/zero\n", "extends must name a file beside it"),
         ("extends: [a]\n", "extends must name a file beside it"),
         ("stages: 3\n", "stages must be a list whose items have a name, found 3"),
@@ -135,7 +135,7 @@ _VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     key=st.sampled_from(sorted({*STAGE, "name", "train", "lora", "eval", "learning_rates", "patch_classes"})),
     value=_VALUES,

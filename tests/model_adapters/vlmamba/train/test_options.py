@@ -159,8 +159,9 @@ def test_benchmarks_and_held_out_loss_are_measured_on_the_way(tmp_path: Path, da
         assert 0 <= line["eval_pope_mean_f1"] <= 100
         assert line["marks"] == ["PARTIAL", "SAMPLES"]
         (run,) = (folder / f"eval/step-{line['step']}/runs").glob("*/pope/*")
-        assert read_manifest(run).model.name == f"small-step-{line['step']}"
-        assert not read_manifest(run).model.untrained
+        measured = read_manifest(run).model
+        assert measured is not None
+        assert (measured.name, measured.untrained) == (f"small-step-{line['step']}", False)
     assert sum("measured: loss" in line and "PARTIAL SAMPLES" in line for line in said) == 2
     model, config, tokenizer = checkpoint.load(folder)
     from vlmamba_eval.model_adapters.vlmamba.train.data import Collator, Conversations, JsonRows

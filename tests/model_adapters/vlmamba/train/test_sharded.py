@@ -77,6 +77,7 @@ def test_two_processes_have_the_losses_and_the_model_of_one(tmp_path: Path, data
         assert found["eval_loss"] == pytest.approx(expected["eval_loss"], abs=2e-5)
 
 
+@pytest.mark.slow
 def test_sharded_products_are_computed_in_the_precision_that_is_asked_for(tmp_path: Path, data: Path):
     """With bf16, two processes are nearer to one process with bf16 than that is to float32."""
     losses: dict[str, list[float]] = {}
