@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -61,8 +61,8 @@ class VLMambaForConditionalGeneration(PreTrainedModel):
     config_class = VLMambaConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    _no_split_modules: ClassVar = {"Block"}
-    _keep_in_fp32_modules_strict: ClassVar = {name.strip(".") for name in FLOAT32_PARAMETERS}
+    _no_split_modules = {"Block"}  # noqa: RUF012 - as the base class declares it
+    _keep_in_fp32_modules_strict = {name.strip(".") for name in FLOAT32_PARAMETERS}  # noqa: RUF012
 
     def __init__(self, config: VLMambaConfig):
         super().__init__(config)
@@ -71,9 +71,7 @@ class VLMambaForConditionalGeneration(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing is drawn: a folder holds every parameter. Called for what a loaded model lacks, its buffers."""
-        if "position_ids" in module._buffers:
-            self.vision.reset_buffers()
+        """Nothing is drawn: a folder holds every parameter."""
 
     @property
     def model_config(self) -> ModelConfig:

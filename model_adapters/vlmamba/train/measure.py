@@ -196,6 +196,5 @@ def _adapter(
         # A copy where nothing was converted: training goes on with the original.
         converted[name] = tensor.to(device, copy=tensor.data_ptr() == parameters[name].data_ptr())
     model.load_state_dict(converted, assign=True)
-    model.vision.reset_buffers()
     model.config = replace(config, name=f"{config.name}-step-{step}")
     return VLMambaAdapter(model, tokenizer, weights=f"sha256:{digest.hexdigest()}")
