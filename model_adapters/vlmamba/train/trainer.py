@@ -398,6 +398,8 @@ def _arguments(
         ddp_find_unused_parameters=bool(stage.patch_classes),  # heads have no part in a batch without images
         fsdp=sharded is not None,  # type: ignore[arg-type]
         fsdp_config=_sharding(sharded) if sharded is not None else None,
+        # Gradients are shared out after every micro-batch: whole ones, kept until the last, would fill the memory.
+        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": True}} if sharded is not None else None,
         remove_unused_columns=False,
         label_names=["labels"],
         report_to=list(report_to) or "none",
