@@ -27,7 +27,7 @@ from vlmamba_eval.model_adapters.shared.fingerprint import of_files
 from vlmamba_eval.model_adapters.shared.published import check_file, shards
 from vlmamba_eval.types import ModelError
 
-from .config import ModelConfig, load_config, to_dict
+from .config import MODEL_TYPE, ModelConfig, load_config, to_dict
 from .language_model import keeps_float32
 from .model import VLMamba, empty_model
 
@@ -66,7 +66,8 @@ def save(folder: Path, parameters: Mapping[str, Tensor], config: ModelConfig, to
         for path in sorted(new.iterdir()):
             path.chmod(mode)  # the safetensors library writes files that their owner alone can read
             os.replace(path, folder / path.name)
-        (new / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
+        data = {"model_type": MODEL_TYPE, "architectures": ["VLMambaForConditionalGeneration"], **to_dict(config)}
+        (new / "config.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
         os.replace(new / "config.json", folder / "config.json")
 
 

@@ -22,6 +22,11 @@ from vlmamba_eval.model_adapters.shared.template import TemplateConfig
 from vlmamba_eval.types import ModelError
 
 FORMAT = "vlmamba-1"
+MODEL_TYPE = "vlmamba"
+"""What transformers knows the model as: see `automodel`."""
+
+# Keys that transformers puts into a config.json, or looks for there; they decide nothing here.
+_OF_TRANSFORMERS = {"model_type", "architectures", "transformers_version", "dtype", "torch_dtype"}
 
 # Far beyond every published model, and small enough that an absurd file can take neither memory nor time.
 Width = Annotated[int, Meta(ge=1, le=2**16)]
@@ -220,7 +225,9 @@ def from_dict(data: Any, where: str) -> ModelConfig:
             f'{where}: expected a VL-Mamba configuration with "format": "{FORMAT}", found {found!r}. '
             "Build a checkpoint with `vlmamba-eval assemble` or `vlmamba-train`."
         )
-    return _read(ModelConfig, {key: value for key, value in data.items() if key != "format"}, where, "")
+    return _read(
+        ModelConfig, {key: value for key, value in data.items() if key not in {"format", *_OF_TRANSFORMERS}}, where, ""
+    )
 
 
 def load_config(folder: Path) -> ModelConfig:

@@ -36,6 +36,9 @@ from .scan import causal_conv, causal_conv_step, selective_scan, selective_step
 # These stay float32 whatever the precision of the rest: the recurrence is sensitive to them, and they are small.
 FLOAT32_PARAMETERS = (".A_log", ".D", ".dt_proj.bias", ".dt_bias", ".A_log_b", ".D_b", ".dt_bias_b")
 
+# A step size after which nothing of a state is left: exp(-_FORGET * |A|) is 0 in float32 for every |A| above 1e-6.
+_FORGET = 1e8
+
 
 class RMSNorm(nn.Module):
     """Root mean square norm, computed in float32."""
@@ -129,6 +132,7 @@ class MambaMixer(nn.Module):
         rows: Tensor | None = None,
         lengths: Tensor | None = None,
         starts: Tensor | None = None,
+        gaps: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run the block over `u` [b, l, d_model], from saved states if there are any.
 
@@ -136,14 +140,24 @@ class MambaMixer(nn.Module):
         continues (-1: none; None: the row of equal number, or the only one). `lengths` [b] are the rows' true lengths;
         with `starts` [b] the rows are packed (see `scan`).
 
+        `gaps` bool [b, l] marks places between examples that share a row, at least k-1 of them in each gap. Nothing
+        goes over a gap: the convolution reads zeros there, and the recurrence forgets its state to the last bit. This
+        needs no kernel of its own, and it holds for gradients too.
+
         Returns the output [b, l, d_model], undefined but finite beyond the lengths, and the rows' tails and states.
         """
         x, z = self.in_proj(u).chunk(2, dim=-1)  # 2 x [b, l, d]
+        if gaps is not None:
+            x = x.masked_fill(gaps[..., None], 0)
         x, tail = causal_conv(
             x, self.conv1d.weight[:, 0], self.conv1d.bias, tail=tail, rows=rows, lengths=lengths, starts=starts
         )  # [b, l, d], [b, k-1, d]
+        if gaps is not None:
+            x = x.masked_fill(gaps[..., None], 0)
         dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         dt = self.raw_dt(dt)  # [b, l, d]
+        if gaps is not None:
+            dt = dt.masked_fill(gaps[..., None], _FORGET)
         y, state = selective_scan(
             x, dt, self.decay(), B, C, self.D, z,
             dt_bias=self.dt_proj.bias, state=state, rows=rows, lengths=lengths, starts=starts,
@@ -229,9 +243,10 @@ class Block(nn.Module):
         rows: Tensor | None,
         lengths: Tensor | None,
         starts: Tensor | None,
+        gaps: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The residual stream [b, l, d_model] in float32, and the mixer's tails and states."""
-        y, new_tail, new_state = self.mixer(self.norm(x).to(self.mixer.dtype), tail, state, rows, lengths, starts)
+        y, new_tail, new_state = self.mixer(self.norm(x).to(self.mixer.dtype), tail, state, rows, lengths, starts, gaps)
         return _add(x, y), new_tail, new_state
 
 
@@ -300,13 +315,15 @@ class LanguageModel(nn.Module):
         lengths: Tensor | None = None,
         rows: Tensor | None = None,
         starts: Tensor | None = None,
+        gaps: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         """Read `embeds` [b, l, d_model], continuing saved states if there are any.
 
         `rows` int64 [b] names the row of `state` that each row continues, -1 for none; without it row i continues
         row i, or all rows continue the only one. `lengths` int64 [b] are the true lengths of rows padded on the right;
         padding changes no state by a bit. With `starts` int64 [b] the rows are packed into `embeds` [1, l, d_model],
-        row i from token starts[i] on, for a scan backend that takes packed rows.
+        row i from token starts[i] on, for a scan backend that takes packed rows. `gaps` bool [b, l] is the packing of
+        training: see `MambaMixer.forward`.
 
         Returns the residual stream [b, l, d_model] in float32 before the final norm, for `logits`, and the state after
         the last true token of each row. `state` is left as it was.
@@ -318,10 +335,10 @@ class LanguageModel(nn.Module):
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x, tail, ssm = cast(
                     "tuple[Tensor, Tensor, Tensor]",
-                    checkpoint(block, x, *before, rows, lengths, starts, use_reentrant=False),
+                    checkpoint(block, x, *before, rows, lengths, starts, gaps, use_reentrant=False),
                 )
             else:
-                x, tail, ssm = block(x, *before, rows, lengths, starts)
+                x, tail, ssm = block(x, *before, rows, lengths, starts, gaps)
             tails.append(tail)
             states.append(ssm)
         return x, State(tuple(tails), tuple(states))

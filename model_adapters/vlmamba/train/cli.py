@@ -9,23 +9,37 @@ import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import click
 
+from vlmamba_eval import __version__
 from vlmamba_eval.types import EvalError, UsageError
 
 
+def _keys(context: click.Context, parameter: Any, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        from .recipe import keys
+
+        click.echo(keys())
+        context.exit()
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.argument("recipe")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Where the stages' checkpoints go.")
+@click.argument("recipe", required=False)
+@click.option("--out", type=click.Path(path_type=Path), help="Where the stages' checkpoints go.")
 @click.option("--start", type=click.Path(path_type=Path), help="The checkpoint to start from (vlmamba-eval assemble).")
 @click.option("--data", type=click.Path(path_type=Path), default=Path(), help="The folder of the recipe's data files.")
 @click.option("--stage", "only", multiple=True, help="Train this stage only (repeatable); all by default.")
-@click.option("--device", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change the recipe: STAGE.KEY=VALUE.")
+@click.option(
+    "--keys", is_flag=True, is_eager=True, expose_value=False, callback=_keys, help="Say what a recipe holds."
+)
+@click.version_option(__version__)
 def train(
-    recipe: str,
-    out: Path,
+    recipe: str | None,
+    out: Path | None,
     start: Path | None,
     data: Path,
     only: tuple[str, ...],
@@ -35,17 +49,43 @@ def train(
     """Train a VL-Mamba by RECIPE, a YAML file or the name of one of the project's recipes.
 
     Each stage writes a checkpoint folder OUT/STAGE that `vlmamba-eval --model OUT/STAGE` reads. Running the same
-    command again goes on where the last run stopped; stages that are complete are not trained again.
+    command again goes on where the last run stopped; stages that are complete are not trained again. Without a
+    recipe, those of the project are listed.
     """
-    use_one_gpu()
     missing = [name for name in ("accelerate", "yaml") if find_spec(name) is None]
-    if missing:
+    if missing and (recipe or "yaml" in missing):
         raise UsageError(f"training needs {', '.join(missing)}: pip install 'vlmamba-eval[train]'")
+    from .check import check_files
     from .recipe import load_recipe
+
+    if recipe is None:
+        _list()
+        return
+    # What can be wrong is looked at before PyTorch and transformers are imported, which takes seconds.
+    loaded = load_recipe(recipe, overrides)
+    if out is None:
+        raise UsageError("where to? --out DIR is missing: the stages' checkpoints go there")
+    check_files(loaded, out, start, data, only)
+    say = click.echo if os.environ.get("RANK", "0") == "0" else lambda line: None
+    stages = ", ".join(stage.name for stage in loaded.stages)
+    say(f"recipe {loaded.name}: {loaded.config.name}, stages {stages}, into {out}")
+    use_one_gpu()
     from .run import run_recipe
 
-    say = click.echo if os.environ.get("RANK", "0") == "0" else lambda line: None
-    run_recipe(load_recipe(recipe, overrides), out, start=start, data=data, only=only, device=device, say=say)
+    run_recipe(loaded, out, start=start, data=data, only=only, device=device, say=say)
+
+
+def _list() -> None:
+    """The project's recipes, each with the first sentence of its file."""
+    from .recipe import FOLDER, recipe_names
+
+    names = recipe_names()
+    width = max(map(len, names))
+    for name in names:
+        lines = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+        about = " ".join(line.lstrip("# ") for line in lines[:3] if line.startswith("#")).split(". ")[0]
+        click.echo(f"{name:<{width}}  {about.strip().rstrip('.')}")
+    click.echo("\nvlmamba-train RECIPE --out DIR trains one; --keys says what a recipe of your own may hold.")
 
 
 def use_one_gpu() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from vlmamba_eval.model_adapters.shared.pixels import prepare
 from vlmamba_eval.model_adapters.shared.template import IMAGE, Segment, render
 from vlmamba_eval.model_adapters.vlmamba.config import ModelConfig
 from vlmamba_eval.types import DataError
 
-from .recipe import Data, Stage
+from .reader import quoted
+from .recipe import Data, Stage, find_stream
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -67,8 +68,8 @@ class JsonRows:
             rows = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise DataError(f"{path} is missing: expected a JSON list of conversations in LLaVA's format") from None
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise DataError(f"{path}: expected a JSON list of conversations, found: {error}") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise DataError(f"{path}: expected a JSON list of conversations, found: {quoted(str(error))}") from error
         if not isinstance(rows, list) or not rows:
             raise DataError(f"{path}: expected a JSON list with at least one conversation")
         for number, row in enumerate(rows):
@@ -85,12 +86,14 @@ class JsonRows:
                 continue
             name = PurePosixPath(row["image"])
             if name.is_absolute() or ".." in name.parts:
-                raise DataError(f"{self.path}, row {number}: the image {row['image']!r} lies outside {self.images}")
+                raise DataError(
+                    f"{self.path}, row {number}: the image {quoted(row['image'])} lies outside {self.images}"
+                )
             folder = str(name.parent)
             if folder not in listed:
                 try:
                     listed[folder] = set(os.listdir(self.images / folder))
-                except OSError:
+                except (OSError, ValueError):
                     listed[folder] = set()
             if name.name not in listed[folder]:
                 missing.append(number)
@@ -101,6 +104,11 @@ class JsonRows:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def sizes(self) -> tuple[list[int], list[bool]]:
+        """How long each row's texts are, in characters, and whether it has an image: what rows are grouped by."""
+        lengths = [sum(len(turn["value"]) for turn in row["conversations"]) for row in self.rows]
+        return lengths, [bool(row.get("image")) for row in self.rows]
 
     def __getitem__(self, number: int) -> tuple[dict[str, Any], str]:
         """A row with its image opened, and what to call it in messages."""
@@ -125,7 +133,7 @@ class StreamRows:
     """The rows that a function makes, numbered from 0."""
 
     def __init__(self, data: Data, seed: int, length: int, patches: int):
-        module, _, name = data.stream.partition(":")
+        module, _, name = find_stream(data.stream, "data").partition(":")
         self.make: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), name)
         self.data, self.length = data, length
         self.seed = f"{data.seed} {seed}" if seed else data.seed
@@ -141,20 +149,22 @@ class StreamRows:
 def _check_row(row: Any, where: str) -> None:
     talk = row.get("conversations") if isinstance(row, dict) else None
     if not isinstance(talk, list) or not talk:
-        raise DataError(f'{where}: expected an object with a list "conversations", found {str(row)[:100]!r}')
+        raise DataError(f'{where}: expected an object with a list "conversations", found {quoted(row)}')
     for place, turn in enumerate(talk):
         if not isinstance(turn, dict) or turn.get("from") not in _SPEAKERS or not isinstance(turn.get("value"), str):
             raise DataError(
-                f'{where}: turn {place} must be {{"from": "human" or "gpt", "value": text}}, found {str(turn)[:100]!r}'
+                f'{where}: turn {place} must be {{"from": "human" or "gpt", "value": text}}, found {quoted(turn)}'
             )
+        if not _is_text(turn["value"]):
+            raise DataError(f"{where}: turn {place} holds half of a character (a lone surrogate), which is no text")
         if place and turn["from"] == talk[place - 1]["from"]:
             raise DataError(f"{where}: turn {place} is of {turn['from']!r} again; human and gpt must alternate")
     turns = turns_of(talk)
     if not turns:
         raise DataError(f"{where}: expected at least one question with an answer")
     image = row.get("image")
-    if image and not isinstance(image, str):
-        raise DataError(f"{where}: image must be a file name, found {image!r}")
+    if image and not (isinstance(image, str) and _is_text(image) and "\0" not in image):
+        raise DataError(f"{where}: image must be a file name, found {quoted(image)}")
     first = next(turn["value"] for turn in talk if turn["from"] == "human")
     later = sum(turn["value"].count(IMAGE) for turn in talk) - first.count(IMAGE)
     if image and (first.count(IMAGE) != 1 or later):
@@ -164,6 +174,14 @@ def _check_row(row: Any, where: str) -> None:
         )
     if not image and (first.startswith(f"{IMAGE}\n") or first.endswith(f"\n{IMAGE}")):
         raise DataError(f"{where}: the first question has the mark {IMAGE}, but the row names no image")
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 # =============================================================================
@@ -232,40 +250,152 @@ class Conversations(Dataset[Example]):
 
 def open_rows(stage: Stage, root: Path, patches: int = 0) -> JsonRows | StreamRows:
     """The rows of a stage; `root` is the data folder."""
-    if stage.data.json:
-        return JsonRows(root / stage.data.json, root / stage.data.images)
-    return StreamRows(stage.data, stage.seed, stage.steps * stage.batch_size, patches)
+    return open_data(stage.data, root, stage.seed, stage.steps * stage.batch_size, patches)
+
+
+def open_data(data: Data, root: Path, seed: int, length: int, patches: int = 0) -> JsonRows | StreamRows:
+    """The rows of a file, or the first `length` rows of a stream."""
+    if data.json:
+        return JsonRows(root / data.json, root / data.images)
+    return StreamRows(data, seed, length, patches)
+
+
+class Order(Sampler[int]):
+    """Which example comes when: `steps * batch_size` numbers, a function of the seed alone.
+
+    Numbers at `step * batch_size` and on make one step, however many devices share it, so that a run can go on with
+    another number of them. Rows of a file are shuffled anew on every pass; with `group` the steps are made of rows of
+    like length, all with images or all without, in random order. Where a pass ends within a step the next one fills
+    it up. A stream comes in its own order.
+    """
+
+    # Steps whose rows are sorted by length together: enough that the rows of a step are alike, few enough that which
+    # rows meet in a step stays a matter of chance.
+    _WINDOW = 32
+
+    def __init__(self, rows: JsonRows | StreamRows, steps: int, batch_size: int, seed: int, group: bool = False):
+        self.rows, self.total, self.batch_size, self.seed, self.group = (
+            rows,
+            steps * batch_size,
+            batch_size,
+            seed,
+            group,
+        )
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __iter__(self) -> Iterator[int]:
+        if isinstance(self.rows, StreamRows):
+            yield from range(self.total)
+            return
+        sizes = self.rows.sizes() if self.group else None
+        left, passes, rest = self.total, 0, list[int]()
+        while left:
+            generator = torch.Generator().manual_seed((self.seed << 20) + passes)
+            order = torch.randperm(len(self.rows), generator=generator).tolist()
+            passes += 1
+            if sizes is None:
+                batch = order
+            else:
+                batch, rest = self._grouped(order, rest, *sizes, generator)
+            yield from batch[:left]
+            left -= min(left, len(batch))
+
+    def _grouped(
+        self, order: list[int], rest: list[int], lengths: list[int], has_image: list[bool], generator: torch.Generator
+    ) -> tuple[list[int], list[int]]:
+        """The steps of one pass, and the rows that fill none; `rest` are those of the pass before, which begin it."""
+        size = self.batch_size
+        filled = min(len(order), -len(rest) % size)
+        first, order = (rest + order[:filled], order[filled:]) if rest else ([], order)
+        whole = len(first) - len(first) % size
+        steps, over = [first[i : i + size] for i in range(0, whole, size)], first[whole:]
+        grouped: list[list[int]] = []
+        for kind in (True, False):
+            rows = [number for number in order if has_image[number] == kind]
+            keep = len(rows) - len(rows) % size
+            over += rows[keep:]
+            for start in range(0, keep, self._WINDOW * size):
+                window = sorted(rows[start : min(keep, start + self._WINDOW * size)], key=lengths.__getitem__)
+                grouped += [window[i : i + size] for i in range(0, len(window), size)]
+        steps += [grouped[place] for place in torch.randperm(len(grouped), generator=generator).tolist()]
+        # What is left of both kinds: mixed steps at the end of the pass.
+        keep = len(over) - len(over) % size
+        steps += [over[i : i + size] for i in range(0, keep, size)]
+        return [number for step in steps for number in step], over[keep:]
+
+
+# =============================================================================
+# Batches
+# =============================================================================
 
 
 class Collator:
-    """Examples as one batch, padded on the right.
+    """Examples as one batch, padded on the right, or packed: several examples in a row with gaps between them.
 
     Gives `ids` int64 [b, l] (0 where an image embedding stands), `image_at` int64 [i * t]: the flat places of the image
     embeddings, `pixels` uint8 [i, 3, h, w], `predict_at` int64 [n]: the flat places whose next token belongs to an
-    answer, and `labels` int64 [n]: these tokens; `patch_labels` int64 [i, t] of each auxiliary head.
+    answer, and `labels` int64 [n]: these tokens; `patch_labels` int64 [i, t] of each auxiliary head; `tokens` int64 []:
+    how many places hold a token of an example. With `gap`, the least number of places between two examples of a row,
+    examples that fit share rows of at most `max_length` places, and `gaps` bool [b, l] marks all places of no example.
     """
 
-    def __init__(self, pad_token_id: int):
-        self.pad_token_id = pad_token_id
+    def __init__(self, pad_token_id: int, gap: int = 0, max_length: int = 0):
+        self.pad_token_id, self.gap, self.max_length = pad_token_id, gap, max_length
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
-        longest = max(len(example.ids) for example in examples)
+        rows = self._packed(examples) if self.gap else [[example] for example in examples]
+        longest = max(sum(len(example.ids) + self.gap for example in row) - self.gap for row in rows)
         length = -(-longest // _MULTIPLE) * _MULTIPLE
-        ids = torch.full((len(examples), length), self.pad_token_id)
-        answered = torch.zeros(len(examples), length, dtype=torch.bool)
-        for place, example in enumerate(examples):
-            ids[place, : len(example.ids)] = torch.tensor(example.ids)
-            answered[place, : len(example.ids)] = torch.tensor(example.answered)
+        ids = torch.full((len(rows), length), self.pad_token_id)
+        answered = torch.zeros(len(rows), length, dtype=torch.bool)
+        gaps = torch.ones(len(rows), length, dtype=torch.bool)
+        for place, row in enumerate(rows):
+            start = 0
+            for example in row:
+                span = slice(start, start + len(example.ids))
+                ids[place, span] = torch.tensor(example.ids)
+                answered[place, span] = torch.tensor(example.answered)
+                answered[place, start] = False  # nothing of its own stands before the first token
+                gaps[place, span] = False
+                start = span.stop + self.gap
         predict_at = answered[:, 1:].nonzero() @ torch.tensor([length, 1])
         flat = ids.view(-1)
         image_at = (flat < 0).nonzero()[:, 0]
         labels = flat[predict_at + 1]
         flat[image_at] = 0
         batch: dict[str, Any] = {"ids": ids, "image_at": image_at, "predict_at": predict_at, "labels": labels}
-        pixels = [example.pixels for example in examples if example.pixels is not None]
+        batch["tokens"] = (~gaps).sum()
+        if self.gap:
+            batch["gaps"] = gaps
+        pixels = [example.pixels for row in rows for example in row if example.pixels is not None]
         if pixels:
             batch["pixels"] = torch.stack(pixels)
-        labelled = [example.patch_labels for example in examples if example.patch_labels]
+        labelled = [example.patch_labels for row in rows for example in row if example.patch_labels]
         if labelled:
             batch["patch_labels"] = {name: torch.tensor([item[name] for item in labelled]) for name in labelled[0]}
         return batch
+
+    def _packed(self, examples: Sequence[Example]) -> list[list[Example]]:
+        """Rows as few and as short as can be: the longest first, each into the first row with room (first fit)."""
+        by_length = sorted(examples, key=lambda example: -len(example.ids))
+        longest = len(by_length[0].ids)
+        best: list[list[Example]] = []
+        least = 0
+        for width in dict.fromkeys((longest, max(longest, self.max_length))):
+            rows: list[list[Example]] = []
+            used: list[int] = []
+            for example in by_length:
+                needs = len(example.ids) + self.gap
+                place = next((i for i, taken in enumerate(used) if taken + len(example.ids) <= width), None)
+                if place is None:
+                    rows.append([example])
+                    used.append(needs)
+                else:
+                    rows[place].append(example)
+                    used[place] += needs
+            area = len(rows) * max(used)
+            if not best or area < least:
+                best, least = rows, area
+        return best

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from vlmamba_eval.model_adapters.shared.template import END
 from vlmamba_eval.model_adapters.vlmamba import checkpoint
@@ -17,6 +18,8 @@ from vlmamba_eval.model_adapters.vlmamba.model import VLMamba, random_model
 from vlmamba_eval.model_adapters.vlmamba.tokenizer import train_tokenizer
 from vlmamba_eval.types import UsageError
 
+from .card import write_card
+from .check import check_files
 from .data import open_rows, segments
 from .recipe import Recipe, Stage
 from .trainer import save_model, train_stage
@@ -40,10 +43,7 @@ def run_recipe(
     A stage starts from the stage before it in `out`, the first from `start` or from random parameters, as the recipe
     says. Raises `UsageError`, `DataError` or `ModelError`.
     """
-    unknown = set(only) - {stage.name for stage in recipe.stages}
-    if unknown:
-        names = ", ".join(stage.name for stage in recipe.stages)
-        raise UsageError(f"recipe {recipe.name} has no stage {', '.join(sorted(unknown))}, only {names}")
+    check_files(recipe, out, start, data, only)
     folder = out
     for place, stage in enumerate(recipe.stages):
         folder = out / stage.name
@@ -55,14 +55,14 @@ def run_recipe(
             continue
         before = out / recipe.stages[place - 1].name if place else None
         if before is not None and not (before / "config.json").is_file():
-            if start is None:
-                raise UsageError(
-                    f"stage {stage.name} goes on from {before}, which is not there: train it, or --start DIR"
-                )
             before = start
         model, tokenizer = _begin(recipe, start, data) if before is None else _go_on(recipe, before)
-        train_stage(model, tokenizer, stage, folder, data, device=device, say=say)
-        _finish(recipe, stage, folder, model, tokenizer)
+        config = model.config
+        parameters = train_stage(
+            model, tokenizer, stage, folder, data, device=device, report_to=recipe.report_to, say=say
+        )
+        del model
+        _finish(recipe, stage, folder, parameters, config, tokenizer)
         say(f"stage {stage.name} is complete: {folder}")
     return folder
 
@@ -77,11 +77,6 @@ def _go_on(recipe: Recipe, folder: Path) -> tuple[VLMamba, Tokenizer]:
 
 def _begin(recipe: Recipe, start: Path | None, data: Path) -> tuple[VLMamba, Tokenizer]:
     """The model that the first stage starts with, in float32."""
-    if start is None and recipe.start != "random":
-        raise UsageError(
-            f"recipe {recipe.name} starts from a checkpoint: --start DIR. "
-            f"`vlmamba-eval assemble {recipe.model} --out DIR` builds one from published parts."
-        )
     if start is not None and recipe.start == "parts":
         parts, _, tokenizer = checkpoint.load(start)
         return _with_fresh_connector(recipe, parts), tokenizer
@@ -114,13 +109,21 @@ def _texts(recipe: Recipe, config: ModelConfig, data: Path) -> Iterator[str]:
             yield segment.text.replace(END, "")
 
 
-def _finish(recipe: Recipe, stage: Stage, folder: Path, model: VLMamba, tokenizer: Tokenizer) -> None:
+def _finish(
+    recipe: Recipe,
+    stage: Stage,
+    folder: Path,
+    parameters: dict[str, Tensor],
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+) -> None:
     """Write the stage's checkpoint, from one process; what only a resumption needs is deleted."""
     several = torch.distributed.is_available() and torch.distributed.is_initialized()
     if not several or torch.distributed.get_rank() == 0:
-        config = trained_config(recipe, stage, model.config)
+        config = trained_config(recipe, stage, config)
         dtype = getattr(torch, recipe.save_dtype) if stage is recipe.stages[-1] else torch.float32
-        save_model(folder, model, config, tokenizer, dtype)
+        save_model(folder, parameters, config, tokenizer, dtype)
+        write_card(folder, recipe, stage, config)
         shutil.rmtree(folder / "training", ignore_errors=True)
     if several:
         torch.distributed.barrier()  # the next stage starts from what one process has written

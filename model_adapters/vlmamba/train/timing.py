@@ -13,12 +13,12 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from msgspec.structs import replace
 from PIL import Image
 from torch import nn
 
@@ -33,8 +33,13 @@ from .recipe import Data, load_recipe
 from .trainer import train_stage
 
 
-def conversation(seed: str, number: int, words: int = 250) -> dict[str, Any]:
-    """A row of LLaVA's format of two turns: a picture of one colour and `words` words, four of five in the answers."""
+def conversation(seed: str, number: int, words: int = 250, spread: bool = False) -> dict[str, Any]:
+    """A row of LLaVA's format of two turns: a picture of one colour and `words` words, four of five in the answers.
+
+    With `spread`, rows have from a tenth of these words to twice as many.
+    """
+    if spread:
+        words = max(10, words * (2 + 7919 * number % 38) // 20)
     question, answer = " ".join(["what"] * (words // 10)), " ".join(["is"] * (words * 4 // 10))
     turns = [("human", f"<image>\n{question}"), ("gpt", answer), ("human", question), ("gpt", answer)]
     picture = Image.new("RGB", (640, 480), (number % 256, 90, 160))

@@ -58,7 +58,10 @@ def training_step(
     The model, its start and its batch are the same on every device.
     """
     data = Data(stream="none")
-    stage = Stage("one", PARTS, data, 2, 2, 1e-3, gradient_checkpointing=gradient_checkpointing)
+    stage = Stage(
+        name="one", train=PARTS, data=data, batch_size=2, micro_batch_size=2, learning_rate=1e-3,
+        gradient_checkpointing=gradient_checkpointing,
+    )  # fmt: skip
     trained = TrainedModel(random_model(config, 0), stage).to(device)
     g = torch.Generator().manual_seed(0)
     tokens, size = config.vision.image_tokens, config.vision.image_size

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import socket
+import time
+import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,3 +100,51 @@ def write_recipe(folder: Path, stages: list[dict[str, Any]], **more: Any) -> Pat
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump({**recipe, "stages": [{**STAGE, **stage} for stage in stages]}))
     return path
+
+
+# =============================================================================
+# Several processes
+# =============================================================================
+
+
+def in_processes(n: int, function: Callable[..., None], *arguments: Any, timeout: float = 120) -> None:
+    """Call a function in `n` processes of one group, as torchrun does.
+
+    They are forked from a server that has imported what takes long, and has run nothing (Numba's threads survive no
+    fork). Raises `AssertionError` with the first process's own error.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["vlmamba_eval.model_adapters.vlmamba.train.run"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    errors = context.SimpleQueue()
+    processes = [
+        context.Process(target=_as_rank, args=(rank, n, port, errors, function, *arguments)) for rank in range(n)
+    ]
+    for process in processes:
+        process.start()
+    deadline = time.monotonic() + timeout
+    for process in processes:
+        process.join(max(0.1, deadline - time.monotonic()))
+    hanging = [process for process in processes if process.is_alive()]
+    for process in hanging:
+        process.kill()
+    said = [] if errors.empty() else [errors.get()]
+    assert not hanging, f"{len(hanging)} of {n} processes hang"
+    assert not said, said[0]
+    assert [process.exitcode for process in processes] == [0] * n
+
+
+def _as_rank(rank: int, n: int, port: int, errors: Any, function: Callable[..., None], *arguments: Any) -> None:
+    from accelerate.state import AcceleratorState
+
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        function(*arguments)
+    except BaseException:  # noqa: BLE001 - whatever it is, the test says it
+        errors.put(f"process {rank}: {traceback.format_exc()}")
+        os._exit(1)
+    os._exit(0)

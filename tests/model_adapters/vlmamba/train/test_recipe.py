@@ -57,10 +57,16 @@ def test_a_recipe_extends_another_stage_by_stage(tmp_path: Path):
     ("change", "message"),
     [
         ({"traim": ["connector"]}, "unknown traim"),
-        ({"train": ["conector"]}, "train must name some of vision, connector, language_model"),
+        (
+            {"train": ["conector"]},
+            r"train\[0\] must be one of 'connector', 'language_model', 'vision', found 'conector'",
+        ),
+        ({"train": "connector"}, "train must be a list; each of it one of .*found 'connector'"),
+        ({"train": []}, "train must name some of vision, connector, language_model"),
         ({"learning_rate": "fast"}, r"stages\[0\].learning_rate must be float, found 'fast'"),
-        ({"steps": 2.5}, r"steps must be int"),
-        ({"schedule": "cosin"}, "schedule must be one of 'cosine'"),
+        ({"steps": 2.5}, r"steps must be int, found 2\.5"),
+        ({"batch_size": 0}, r"stages\[0\]\.batch_size must be int of at least 1 and of at most 10000000, found 0"),
+        ({"schedule": "cosin"}, "schedule must be one of 'constant_with_warmup', 'cosine', 'linear', found 'cosin'"),
         ({"epochs": 1}, "either epochs or steps"),
         ({"data": {}}, "either json or stream"),
         ({"data": {"stream": "a:b"}, "steps": 0, "epochs": 1}, "a stream has no epochs"),
@@ -73,7 +79,9 @@ def test_a_mistake_in_a_recipe_is_named(tmp_path: Path, change: dict[str, object
 
 
 def test_an_unknown_recipe_lists_those_there_are():
-    with pytest.raises(UsageError, match=r"neither a file nor a recipe of the project\. Recipes: .*tiny"):
+    with pytest.raises(
+        UsageError, match=r"neither a file nor a recipe of the project\. Did you mean: tiny\? Recipes: .*tiny"
+    ):
         load_recipe("tinny")
 
 

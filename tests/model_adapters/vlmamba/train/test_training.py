@@ -295,7 +295,7 @@ def test_a_micro_batch_without_an_answer_within_max_length_teaches_nothing(tmp_p
     (data / "talk.json").write_text(json.dumps([*rows[:12], long, long, long, long]))
     stage = {"name": "one", **ALL, "max_length": 128, "micro_batch_size": 1, "log_every": 6}
     folder = run_recipe(load_recipe(str(write_recipe(tmp_path, [stage]))), tmp_path / "out", data=data, device="cpu")
-    assert 0 < json.loads((folder / "log.jsonl").read_text())["loss"] < 10
+    assert 0 < json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["loss"] < 10
     assert all(tensor.isfinite().all() for tensor in parameters(folder).values())
     (data / "talk.json").write_text(json.dumps([long] * 16))
     with pytest.raises(DataError, match="until step 6 no answer began within max_length"):
