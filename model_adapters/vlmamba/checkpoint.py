@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import tempfile
@@ -24,6 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from vlmamba_eval.model_adapters.shared.fingerprint import of_files
 from vlmamba_eval.types import ModelError
 
 from .config import ModelConfig, load_config, to_dict
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _SHARD = "2GB"
-# Hashing less than this takes no time worth a file beside the weights.
-_CACHE_FINGERPRINT_FROM = 64 * 2**20
 
 
 # =============================================================================
@@ -205,26 +203,4 @@ def fingerprint(folder: Path) -> str:
     For large files the hash is kept in the folder, where it can be written, and taken anew when a file's size or time
     of change differs.
     """
-    files = weight_files(folder)
-    marks = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
-    cache = folder / "fingerprint.json"
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        known = json.loads(cache.read_text(encoding="utf-8"))
-        if known["files"] == marks:
-            return str(known["fingerprint"])
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(_sha256(path))
-    found = f"sha256:{digest.hexdigest()}"
-    if sum(size for size, _ in marks.values()) >= _CACHE_FINGERPRINT_FROM:
-        with contextlib.suppress(OSError):
-            cache.write_text(json.dumps({"files": marks, "fingerprint": found}, indent=2) + "\n", encoding="utf-8")
-    return found
-
-
-def _sha256(path: Path) -> bytes:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.digest()
+    return of_files(weight_files(folder), folder / "fingerprint.json")
