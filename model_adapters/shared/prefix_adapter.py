@@ -166,9 +166,10 @@ def check_sharing(engine: PrefixEngine, conversations: Conversations, dtype: str
     bound = BOUNDS[dtype]
     try:
         prepared = conversations.prepare(drawn_image())
+        prefix = conversations.prefix(prepared)
         asked = [Asked(conversations.asked(text, image=True), 0) for text in _CHECKED]
         whole = [conversations.whole(prepared, text) for text in _CHECKED]
-        deviation = engine.deviation(conversations.prefix(prepared), asked, whole)
+        deviation = engine.deviation(prefix, asked, whole)
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError, NotImplementedError) as error:
         text = " ".join(str(error).split())
         return Sharing(False, f"off: the check at load could not be made ({type(error).__name__}: {text:.200})")

@@ -228,12 +228,23 @@ class PrefixEngine:
         question.answer = tokens
 
     def rank_plainly(self, inputs: Mapping[str, Tensor], question: Asked) -> None:
-        """Score the continuations of one whole prompt, each in a forward of its own."""
+        """Score the continuations of one whole prompt, read anew for each; token by token, as `generate` goes on."""
         with torch.inference_mode(), self.memory_errors():
             here = self._on_device(inputs)
+            length = here["input_ids"].shape[1]
             for ids in question.continuations:
-                logits = self._whole(_longer(here, ids[:-1]), len(ids))  # [len(ids), vocabulary]
-                score = _logprobs(logits, range(len(ids)), ids).sum()
+                cache = DynamicCache(config=self._text_config)
+                found = [self._forward(here, cache, (length - 1,))]
+                shift = self._rope_shift()
+                start = length if shift is None else length + int(shift.flatten()[0])
+                for offset, token in enumerate(ids[:-1]):
+                    positions = torch.tensor([[start + offset]], device=self.device)
+                    more = {
+                        "input_ids": torch.tensor([[token]], device=self.device),
+                        "position_ids": self._positions(positions),
+                    }
+                    found.append(self._forward(more, cache, (0,)))
+                score = _logprobs(torch.cat(found), range(len(ids)), ids).sum()
                 question.likelihoods.append(Likelihood(float(score), len(ids)))
 
     # =========================================================================

@@ -165,3 +165,130 @@ def llava_next(folder: Path, *, image_size: int = 28) -> Path:
         ),
     )
     return _save(folder, transformers.LlavaNextForConditionalGeneration(config), processor)
+
+
+def _hub_layout(folder: Path, model: Any, tokenizer: Any, image_processor: Any, processor: dict[str, Any], chat: str) -> Path:
+    """A folder as it lies on the hub, for processors that can't be made without torchvision's video processor."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _sharpen(model).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    image_processor.save_pretrained(folder)
+    (folder / "processor_config.json").write_text(json.dumps(processor), encoding="utf-8")
+    if chat:
+        (folder / "chat_template.jinja").write_text(chat, encoding="utf-8")
+    return folder
+
+
+def qwen2_5_vl(folder: Path) -> Path:
+    """Qwen2.5-VL: positions in three dimensions, pictures of any size."""
+    marks = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    tokenizer = gpt_like_tokenizer(marks)
+    ids = dict(zip(("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id"),
+                   tokenizer.convert_tokens_to_ids(marks), strict=True))  # fmt: skip
+    config = transformers.Qwen2_5_VLConfig(
+        text_config={
+            **TEXT,
+            "vocab_size": len(tokenizer) + 8,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0},
+        },
+        vision_config={
+            "depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": 32,
+            "patch_size": 14, "window_size": 56, "fullatt_block_indexes": [1],
+        },
+        **ids,
+    )  # fmt: skip
+    image_processor = transformers.Qwen2VLImageProcessorPil(
+        size={"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 12}, patch_size=14, merge_size=2, temporal_patch_size=2
+    )
+    chat = CHATML.replace("IMAGE_MARK", "<|vision_start|><|image_pad|><|vision_end|>")
+    model = transformers.Qwen2_5_VLForConditionalGeneration(config)
+    return _hub_layout(folder, model, tokenizer, image_processor, {"processor_class": "Qwen2_5_VLProcessor"}, chat)
+
+
+def qwen3_vl(folder: Path) -> Path:
+    """Qwen3-VL: features of several layers of the tower enter several layers of the language model."""
+    marks = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    tokenizer = gpt_like_tokenizer(marks)
+    ids = dict(zip(("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id"),
+                   tokenizer.convert_tokens_to_ids(marks), strict=True))  # fmt: skip
+    config = transformers.Qwen3VLConfig(
+        text_config={
+            **TEXT,
+            "vocab_size": len(tokenizer) + 8,
+            "head_dim": 8,
+            "rope_parameters": {
+                "rope_type": "default", "mrope_section": [2, 1, 1], "mrope_interleaved": True, "rope_theta": 10000.0,
+            },
+        },
+        vision_config={
+            "depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": 32,
+            "patch_size": 16, "deepstack_visual_indexes": [0], "num_position_embeddings": 16,
+        },
+        **ids,
+    )  # fmt: skip
+    image_processor = transformers.Qwen2VLImageProcessorPil(
+        size={"shortest_edge": 32 * 32, "longest_edge": 32 * 32 * 8}, patch_size=16, merge_size=2, temporal_patch_size=2
+    )
+    chat = CHATML.replace("IMAGE_MARK", "<|vision_start|><|image_pad|><|vision_end|>")
+    model = transformers.Qwen3VLForConditionalGeneration(config)
+    return _hub_layout(folder, model, tokenizer, image_processor, {"processor_class": "Qwen3VLProcessor"}, chat)
+
+
+def internvl(folder: Path) -> Path:
+    """InternVL: tiles, pixel shuffle."""
+    marks = {
+        "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    }  # fmt: skip
+    tokenizer = gpt_like_tokenizer(list(marks.values()), **marks)
+    config = transformers.InternVLConfig(
+        text_config={**TEXT, "model_type": "qwen2", "vocab_size": len(tokenizer) + 8},
+        vision_config={**VISION, "image_size": [28, 28], "patch_size": [7, 7]},
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=4,
+        downsample_ratio=0.5,
+    )
+    image_processor = transformers.GotOcr2ImageProcessorPil(
+        size={"height": 28, "width": 28}, crop_to_patches=True, min_patches=1, max_patches=4
+    )
+    settings = {"processor_class": "InternVLProcessor", "image_seq_length": 4}
+    chat = CHATML.replace("IMAGE_MARK", "<IMG_CONTEXT>\n")
+    model = transformers.InternVLForConditionalGeneration(config)
+    return _hub_layout(folder, model, tokenizer, image_processor, settings, chat)
+
+
+def paligemma(folder: Path) -> Path:
+    """PaliGemma: the image sees the question, so that nothing can be shared; no chat template."""
+    tokenizer = llama_like_tokenizer(["<image>"])
+    config = transformers.PaliGemmaConfig(
+        text_config={**TEXT, "model_type": "gemma", "head_dim": 8, "vocab_size": len(tokenizer) + 1200},
+        vision_config={**VISION, "image_size": 28, "patch_size": 7, "projection_dim": 32, "model_type": "siglip_vision_model"},
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        projection_dim=32,
+        hidden_size=32,
+    )
+    image_processor = transformers.SiglipImageProcessorPil(size={"height": 28, "width": 28})
+    image_processor.image_seq_length = 16
+    model = transformers.PaliGemmaForConditionalGeneration(config)
+    return _hub_layout(folder, model, tokenizer, image_processor, {"processor_class": "PaliGemmaProcessor"}, "")
+
+
+def idefics3(folder: Path) -> Path:
+    """Idefics3: a grid of tiles with marks between them."""
+    marks = ["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
+    rows = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
+    tokenizer = gpt_like_tokenizer(marks + rows)
+    config = transformers.Idefics3Config(
+        text_config={**TEXT, "model_type": "llama", "vocab_size": len(tokenizer) + 8, "pad_token_id": 0},
+        vision_config={**VISION, "image_size": 32, "patch_size": 8},
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        scale_factor=2,
+    )
+    image_processor = transformers.Idefics3ImageProcessorPil(
+        size={"longest_edge": 64}, max_image_size={"longest_edge": 32}, do_image_splitting=True
+    )
+    processor = transformers.Idefics3Processor(
+        image_processor, tokenizer, image_seq_len=4, chat_template=CHATML.replace("IMAGE_MARK", "<image>")
+    )
+    return _save(folder, transformers.Idefics3ForConditionalGeneration(config), processor)
