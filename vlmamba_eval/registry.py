@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 # In the order of the columns of VL-Mamba's Table 1, then what else is measured.
 OUR_TASKS = ("vqav2", "gqa", "scienceqa", "textvqa", "pope", "mme", "mmbench", "seed", "mmvet", "captions")
-OUR_FAMILIES = ("vlmamba", "constant")
+OUR_FAMILIES = ("vlmamba", "llava", "hf", "constant")
 OURS = "vlmamba-eval"
 
 

@@ -24,9 +24,9 @@ class Options:
         Literal["auto", "float32", "bfloat16", "float16"],
         Meta(description="precision of the weights; auto: float32 on a CPU, bfloat16 on CUDA"),
     ] = "auto"
-    sharing: Annotated[bool, Meta(description="read an image once for all its questions, if that changes nothing")] = True
+    sharing: Annotated[bool, Meta(description="read an image once for all its questions, if it can be")] = True
     chat_template: Annotated[
-        str, Meta(description="a Jinja file in place of the checkpoint's chat template; `none`: the image, then the text")
+        str, Meta(description="a Jinja file in place of the checkpoint's own; `none`: the image, then the text")
     ] = ""
 
 

@@ -25,6 +25,7 @@ from vlmamba_eval.model_adapters.shared.prefix_adapter import (
     Conversations,
     PrefixAdapter,
     Unaskable,
+    Unshareable,
     check_sharing,
     drawn_image,
 )
@@ -70,7 +71,7 @@ def adapter_of(
     vocabulary = min(rows, max(tokenizer.get_vocab().values()) + 1)
     engine = PrefixEngine(model, eos=eos, vocabulary=vocabulary, pad=pad)
     dtype = str(model.dtype).removeprefix("torch.")
-    shared = check_sharing(engine, talk, dtype, wanted=sharing)
+    shared = check_sharing(engine, talk, name, wanted=sharing)
     talk.keeps_pictures = not shared.on
     engine.images_encoded = 0
     rendered = talk.rendered("?", image=True)
@@ -170,7 +171,7 @@ class ProcessorConversations(Conversations):
 
     def prefix(self, prepared: Any) -> Prefix:
         if prepared.prefix is None:
-            raise ValueError("what the processor makes of an image depends on the question")
+            raise Unshareable("what the processor makes of an image depends on the question")
         return prepared.prefix
 
     def asked(self, text: str, *, image: bool) -> list[int]:
@@ -260,7 +261,8 @@ def _template(processor: Any, given: str) -> str | None:
         try:
             return Path(given).read_text(encoding="utf-8")
         except OSError as error:
-            raise UsageError(f"--model-option chat_template={given}: {error.strerror}; expected a Jinja file.") from None
+            reason = error.strerror
+            raise UsageError(f"--model-option chat_template={given}: {reason}; expected a Jinja file.") from None
     own = getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
     if isinstance(own, dict):
         own = own.get("default")

@@ -29,7 +29,7 @@ def check_architecture(checkpoint: HubCheckpoint) -> None:
     if "auto_map" in checkpoint.config:
         raise ModelError(
             f"{checkpoint.folder}: its model is code of its own (auto_map), which is never run here "
-            "(trust_remote_code is off). Look for a version in transformers' format, or serve it and use --model openai:"
+            "(trust_remote_code is off). Look for it in transformers' own format, or serve it and use --model openai:"
         )
     raise ModelError(
         f"{checkpoint.folder}: transformers {transformers.__version__} has no image-text-to-text model of the type "

@@ -1,6 +1,6 @@
 """LLaVA behind the harness's adapter protocol, with the bytes and pixels of LLaVA's own evaluation.
 
-    prompt   the template's pieces, tokenised apart, `<s>` in front once: haotian-liu/LLaVA@c121f04:llava/mm_utils.py:185
+    prompt   the template's pieces, tokenised apart, `<s>` once: haotian-liu/LLaVA@c121f04:llava/mm_utils.py:185
     pixels   LLaVA-1.5: padded to a square with the mean colour, then CLIP's 336; LLaVA-1.6: transformers' tiles
     model    transformers' classes; hidden state -2 of the tower without its class token
     answer   greedy, among the tokens that the language model was trained with (not `<image>` and the padding rows)
@@ -113,7 +113,7 @@ def adapter_of(
     check_tokens(talk, name)
     engine = PrefixEngine(model, eos=eos, vocabulary=vocabulary, pad=pad, finish=talk.finish)
     dtype = str(model.dtype).removeprefix("torch.")
-    shared = check_sharing(engine, talk, dtype, wanted=sharing)
+    shared = check_sharing(engine, talk, name, wanted=sharing)
     engine.images_encoded = 0
     info = AdapterInfo(
         name=name,
@@ -168,8 +168,10 @@ class LlavaConversations(Conversations):
         asked = self._encode(before, first=not image)
         said = answer_text(self.template, answer)
         together = self._encode(before + said, first=not image)
-        return together[len(asked) :] if together[: len(asked)] == asked and len(together) > len(asked) else (
-            self._encode(said, first=False) or [self.tokenizer.unk_token_id or 0]
+        return (
+            together[len(asked) :]
+            if together[: len(asked)] == asked and len(together) > len(asked)
+            else (self._encode(said, first=False) or [self.tokenizer.unk_token_id or 0])
         )
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -261,13 +263,13 @@ def template_of(checkpoint: HubCheckpoint) -> TemplateConfig:
         )
     kind = config.get("model_type")
     if kind not in ("llava", "llava_next"):
-        raise ModelError(f"{checkpoint.folder}: expected model_type llava or llava_next, found {kind!r}; try --model hf:")
+        raise ModelError(f"{checkpoint.folder}: expected the model_type llava or llava_next, found {kind!r}")
     layer, strategy = config.get("vision_feature_layer", -2), config.get("vision_feature_select_strategy", "default")
     tower = config.get("vision_config", {}).get("model_type", "clip_vision_model")
     if layer != -2 or strategy != "default" or tower != "clip_vision_model":
         raise ModelError(
             f"{checkpoint.folder}: LLaVA takes hidden state -2 of a CLIP tower without the class token (`default`), "
-            f"found layer {layer}, {strategy!r}, {tower}. Its own processor knows better: --model hf:{checkpoint.folder}"
+            f"found layer {layer}, {strategy!r}, {tower}. Its own processor may know better: --model hf:..."
         )
     language = config.get("text_config", {}).get("model_type", "llama")
     if language == "llama" and config.get("text_config", {}).get("vocab_size", 32064) <= 32064:
@@ -276,7 +278,7 @@ def template_of(checkpoint: HubCheckpoint) -> TemplateConfig:
         return TemplateConfig("llava_mistral")
     raise ModelError(
         f"{checkpoint.folder}: LLaVA's templates known here are for Vicuna and Mistral, found a {language} language "
-        f"model; its own chat template knows better: --model hf:{checkpoint.folder}"
+        f"model; its own chat template may know better: --model hf:..."
     )
 
 

@@ -31,7 +31,8 @@ def find_checkpoint(model: str) -> HubCheckpoint:
     folder = Path(model)
     if folder.is_dir():
         config = _config(folder)
-        return HubCheckpoint(folder.resolve().name, folder, config, of_files(_weights(folder), folder / "fingerprint.json"))
+        weights = of_files(_weights(folder), folder / "fingerprint.json")
+        return HubCheckpoint(folder.resolve().name, folder, config, weights)
     if folder.is_absolute() or model.count("/") != 1:
         raise ModelError(f"{model}: no such folder, and not the id of a repository on the hub (OWNER/NAME).")
     folder = _fetch(model)

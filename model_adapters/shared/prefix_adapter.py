@@ -1,7 +1,8 @@
-"""What the families of transformers' models share behind the adapter protocol: texts in, texts out, and a self-check."""
+"""What families of transformers' models share behind the adapter protocol: texts in and out, and a self-check."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -136,8 +137,9 @@ class PrefixAdapter:
         ids = self.conversations.asked(question.text, image=has_image)
         if not ranks:
             return Asked(ids, image, question.max_new_tokens)
-        answers = question.continuations
-        return Asked(ids, image, 0, [self.conversations.continuation(question.text, a, image=has_image) for a in answers])
+        continuation = self.conversations.continuation
+        said = [continuation(question.text, answer, image=has_image) for answer in question.continuations]
+        return Asked(ids, image, 0, said)
 
     def _generation(self, question: Question, asked: Asked, has_image: bool) -> Generation:
         prompt = self.conversations.prompt(question.text, image=has_image)
@@ -159,25 +161,40 @@ class Unaskable(Exception):
     """A question that this model can't be asked; the message says why. The others go on."""
 
 
-def check_sharing(engine: PrefixEngine, conversations: Conversations, dtype: str, *, wanted: bool) -> Sharing:
-    """Decide whether to share, by comparing shared with whole prompts on a drawn image and two questions."""
+class Unshareable(Exception):
+    """Why nothing can be read of an image for all its questions."""
+
+
+def check_sharing(engine: PrefixEngine, conversations: Conversations, name: str, *, wanted: bool) -> Sharing:
+    """Decide whether to share, by comparing shared with whole prompts on a drawn image and two questions.
+
+    A model that should share and can't is named in a warning.
+    """
     if not wanted:
-        return Sharing(False, "off: every question is read by itself, its image as well")
-    bound = BOUNDS[dtype]
+        return Sharing(False, "off, as asked for: every question is read by itself, its image as well")
+    bound = BOUNDS[str(engine.model.dtype).removeprefix("torch.")]
     try:
         prepared = conversations.prepare(drawn_image())
         prefix = conversations.prefix(prepared)
         asked = [Asked(conversations.asked(text, image=True), 0) for text in _CHECKED]
         whole = [conversations.whole(prepared, text) for text in _CHECKED]
         deviation = engine.deviation(prefix, asked, whole)
+    except Unshareable as error:
+        return _unshared(name, f"off: {error}")
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError, NotImplementedError) as error:
         text = " ".join(str(error).split())
-        return Sharing(False, f"off: the check at load could not be made ({type(error).__name__}: {text:.200})")
-    if deviation > bound:
-        return Sharing(
-            False, f"off: behind a prefix the logits differ by {deviation:.1%} from the whole prompt's (bound {bound:.1%})"
+        return _unshared(name, f"off: the check at load could not be made ({type(error).__name__}: {text:.200})")
+    if not deviation <= bound:
+        return _unshared(
+            name,
+            f"off: behind a prefix the logits differ by {deviation:.1%} from the whole prompt's (bound {bound:.1%})",
         )
     return Sharing(True, f"on: logits within {bound:g} of the whole prompt's on the sample checked at load")
+
+
+def _unshared(name: str, why: str) -> Sharing:
+    warnings.warn(f"{name} reads an image anew for every question; sharing is {why}", stacklevel=3)
+    return Sharing(False, why)
 
 
 def drawn_image() -> Image.Image:

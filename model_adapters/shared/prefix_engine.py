@@ -24,7 +24,7 @@ from transformers import Cache, DynamicCache, GenerationConfig, LogitsProcessor,
 
 from vlmamba_eval.types import Likelihood, OutOfMemory, StopReason
 
-from .room import RoomLayer, as_rows, is_plain, new_room
+from .room import as_rows, is_plain, new_room
 
 # What no question may see: keys of padding.
 _NOTHING = -1
@@ -191,9 +191,7 @@ class PrefixEngine:
                 inputs = [self._on_device(whole[number[id(question)]]) for question in work.asked]
                 plain = torch.cat([self._whole(each, 1) for each in inputs])  # [n, vocabulary]
                 tokens = plain.argmax(-1).tolist()
-                more = torch.cat(
-                    [self._whole(_longer(each, [t]), 1) for each, t in zip(inputs, tokens, strict=True)]
-                )
+                more = torch.cat([self._whole(_longer(each, [t]), 1) for each, t in zip(inputs, tokens, strict=True)])
                 for shared, alone in ((work.ask(), plain), (work.step(range(len(tokens)), tokens), more)):
                     scale = alone.float().abs().max().clamp(min=1e-6)
                     worst = max(worst, float((shared.float() - alone.float()).abs().max() / scale))
@@ -335,9 +333,7 @@ class PrefixEngine:
     def _rope_shift(self) -> Tensor | None:
         return getattr(getattr(self.model, "model", None), "rope_deltas", None)
 
-    def _forward(
-        self, inputs: Mapping[str, Any], cache: Cache | None, places: Sequence[int] | Tensor | None
-    ) -> Tensor:
+    def _forward(self, inputs: Mapping[str, Any], cache: Cache | None, places: Sequence[int] | Tensor | None) -> Tensor:
         """The logits at `places` of all tokens of all rows, counted through [n, vocabulary]; None: everywhere.
 
         The rest never goes through the output head, whose input is cut to the places by a hook: so that whatever a
@@ -490,9 +486,7 @@ class _Packed:
         made = [torch.tensor(values) for values in (ids, positions, owners, sees)]
         return self._forward(made[0], made[1], made[2], made[3], wanted)
 
-    def _forward(
-        self, ids: Tensor, positions: Tensor, owners: Tensor, sees: Tensor, places: Sequence[int]
-    ) -> Tensor:
+    def _forward(self, ids: Tensor, positions: Tensor, owners: Tensor, sees: Tensor, places: Sequence[int]) -> Tensor:
         """ids, positions [r, l]; `owners` [r, l] numbers the new keys, `sees` [r, l] whose other keys each may see."""
         engine = self.engine
         ids, positions, owners, sees = (tensor.to(engine.device) for tensor in (ids, positions, owners, sees))

@@ -1,4 +1,4 @@
-"""Keys and values in memory that is taken beforehand, so that a decoding step writes its few tokens and copies nothing."""
+"""Keys and values in memory that is taken beforehand: a decoding step writes its few tokens and copies nothing."""
 
 from __future__ import annotations
 

@@ -27,8 +27,8 @@ WORDS = [
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}{% else %}"
-    "{% for c in m.content %}{% if c.type == 'image' %}IMAGE_MARK{% else %}{{ c.text }}{% endif %}{% endfor %}{% endif %}"
-    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% for c in m.content %}{% if c.type == 'image' %}IMAGE_MARK{% else %}{{ c.text }}{% endif %}{% endfor %}"
+    "{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 TEXT = {
     "hidden_size": 32,
@@ -52,7 +52,8 @@ def llama_like_tokenizer(extra: list[str]) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     special = ["<unk>", "<s>", "</s>"]
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=[*special, *(f"<0x{byte:02X}>" for byte in range(256))])
+    special += [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special)
     tokenizer.train_from_iterator(WORDS, trainer)
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
@@ -110,7 +111,7 @@ def llava(folder: Path, *, image_size: int = 28, head_rows: int = 64) -> Path:
     image = tokenizer.convert_tokens_to_ids("<image>")
     config = transformers.LlavaConfig(
         vision_config=transformers.CLIPVisionConfig(**VISION, image_size=image_size, patch_size=7, projection_dim=16),
-        text_config=transformers.LlamaConfig(**TEXT, vocab_size=len(tokenizer) + head_rows, bos_token_id=1, eos_token_id=2),
+        text_config={**TEXT, "model_type": "llama", "vocab_size": len(tokenizer) + head_rows},
         image_token_id=image,
         image_token_index=image,
         vision_feature_layer=-2,
@@ -141,7 +142,7 @@ def llava_next(folder: Path, *, image_size: int = 28) -> Path:
     points = [[image_size, 2 * image_size], [2 * image_size, image_size], [2 * image_size, 2 * image_size]]
     config = transformers.LlavaNextConfig(
         vision_config=transformers.CLIPVisionConfig(**VISION, image_size=image_size, patch_size=7, projection_dim=16),
-        text_config=transformers.LlamaConfig(**TEXT, vocab_size=len(tokenizer) + 8, bos_token_id=1, eos_token_id=2),
+        text_config={**TEXT, "model_type": "llama", "vocab_size": len(tokenizer) + 8},
         image_token_id=image,
         image_token_index=image,
         vision_feature_layer=-2,
@@ -167,7 +168,9 @@ def llava_next(folder: Path, *, image_size: int = 28) -> Path:
     return _save(folder, transformers.LlavaNextForConditionalGeneration(config), processor)
 
 
-def _hub_layout(folder: Path, model: Any, tokenizer: Any, image_processor: Any, processor: dict[str, Any], chat: str) -> Path:
+def _hub_layout(
+    folder: Path, model: Any, tokenizer: Any, image_processor: Any, processor: dict[str, Any], chat: str
+) -> Path:
     """A folder as it lies on the hub, for processors that can't be made without torchvision's video processor."""
     folder.mkdir(parents=True, exist_ok=True)
     _sharpen(model).save_pretrained(folder)
@@ -198,7 +201,10 @@ def qwen2_5_vl(folder: Path) -> Path:
         **ids,
     )  # fmt: skip
     image_processor = transformers.Qwen2VLImageProcessorPil(
-        size={"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 12}, patch_size=14, merge_size=2, temporal_patch_size=2
+        size={"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 12},
+        patch_size=14,
+        merge_size=2,
+        temporal_patch_size=2,
     )
     chat = CHATML.replace("IMAGE_MARK", "<|vision_start|><|image_pad|><|vision_end|>")
     model = transformers.Qwen2_5_VLForConditionalGeneration(config)
@@ -262,7 +268,7 @@ def paligemma(folder: Path) -> Path:
     tokenizer = llama_like_tokenizer(["<image>"])
     config = transformers.PaliGemmaConfig(
         text_config={**TEXT, "model_type": "gemma", "head_dim": 8, "vocab_size": len(tokenizer) + 1200},
-        vision_config={**VISION, "image_size": 28, "patch_size": 7, "projection_dim": 32, "model_type": "siglip_vision_model"},
+        vision_config={**VISION, "model_type": "siglip_vision_model", "image_size": 28, "patch_size": 7},
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         projection_dim=32,
