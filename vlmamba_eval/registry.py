@@ -37,7 +37,7 @@ OUR_TASKS = (
     "vizwiz", "vsr", "cobra", "mambavl",
 )  # fmt: skip
 OUR_FAMILIES = (
-    "vlmamba", "mlmamba", "cobra", "mambavl", "pythiavl", "mmmamba", "zamba2vl", "served", "constant",
+    "vlmamba", "mlmamba", "cobra", "mambavl", "pythiavl", "mmmamba", "zamba2vl", "llava", "hf", "served", "constant",
 )  # fmt: skip
 OURS = "vlmamba-eval"
 

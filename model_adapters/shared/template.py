@@ -5,6 +5,8 @@ Each piece is tokenised on its own, as LLaVA does around its image token
 ends: the first question, with its leading line break, is always tokenised as a whole.
 
     vicuna_v1     haotian-liu/LLaVA@c121f04:llava/conversation.py:242, `</s>` replaced by `<|endoftext|>`
+    llava_v1      the same with LLaVA's own end mark, `</s>`
+    llava_mistral haotian-liu/LLaVA@c121f04:llava/conversation.py, `mistral_instruct`: LLaVA-1.6 with Mistral
     plain         LLaVA's alignment stage: the image, then the caption; a question has no place in it
     cobra_zephyr  h-zhao1997/cobra:cobra/models/backbones/llm/prompting/zephyr_prompter.py
     cobra_in_out  h-zhao1997/cobra:cobra/models/backbones/llm/prompting/mamba_prompter.py
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from vlmamba_eval.task import LETTER_ANSWER, SHORT_ANSWER
@@ -33,7 +35,9 @@ class TemplateConfig:
     (LLaVA).
     """
 
-    name: Literal["vicuna_v1", "plain", "cobra_zephyr", "cobra_in_out", "mambavl"] = "vicuna_v1"
+    name: Literal["vicuna_v1", "llava_v1", "llava_mistral", "plain", "cobra_zephyr", "cobra_in_out", "mambavl"] = (
+        "vicuna_v1"
+    )
     image_first: bool = False
 
 
@@ -86,17 +90,23 @@ def mambavl_spelling(text: str) -> str:
 
 _CHOICE = re.compile(r"([A-Z])\. (.*)")
 
+_VICUNA = _Template(
+    system=(
+        "A chat between a curious user and an artificial intelligence assistant. "
+        "The assistant gives helpful, detailed, and polite answers to the user's questions. "
+    ),
+    user="USER: ",
+    assistant=" ASSISTANT:",
+    answer=" ",
+    end=END,
+    between_turns="",
+)
+
 _TEMPLATES = {
-    "vicuna_v1": _Template(
-        system=(
-            "A chat between a curious user and an artificial intelligence assistant. "
-            "The assistant gives helpful, detailed, and polite answers to the user's questions. "
-        ),
-        user="USER: ",
-        assistant=" ASSISTANT:",
-        answer=" ",
-        end=END,
-        between_turns="",
+    "vicuna_v1": _VICUNA,
+    "llava_v1": replace(_VICUNA, end="</s>"),
+    "llava_mistral": _Template(
+        system="", user="[INST] ", assistant=" [/INST]", answer=" ", end="</s>", between_turns=""
     ),
     "plain": _Template(system="", user="", assistant="", answer="", end="\n", between_turns=""),
     "cobra_zephyr": _Template(

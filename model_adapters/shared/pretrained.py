@@ -1,0 +1,55 @@
+"""Loading a model of transformers so that nothing is quietly left random."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from vlmamba_eval.types import ModelError
+
+from .hub_checkpoint import HubCheckpoint
+
+
+def load_model(auto: Any, checkpoint: HubCheckpoint, device: torch.device, dtype: torch.dtype) -> Any:
+    """A model of class `auto` with the checkpoint's parameters, for inference. Raises `ModelError`.
+
+    Its own generation settings are replaced by plain greedy decoding: repetition penalties and the like would make
+    answers that no other harness compares with.
+    """
+    try:
+        model, report = auto.from_pretrained(
+            checkpoint.folder, dtype=dtype, output_loading_info=True, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{checkpoint.folder}: transformers cannot load it: {reason:.500}") from error
+    for what in ("missing_keys", "mismatched_keys", "error_msgs"):
+        if found := sorted(str(name) for name in report.get(what) or ()):
+            shown = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
+            raise ModelError(
+                f"{checkpoint.folder} does not hold the parameters of its configuration; {len(found)} "
+                f"{what.replace('_', ' ')}: {shown}. Fetch or convert it again."
+            )
+    try:
+        model = model.to(device).eval()
+    except torch.OutOfMemoryError as error:
+        raise ModelError(f"{checkpoint.name} does not fit the memory of {device} in {dtype}: {error}") from error
+    return model
+
+
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end an answer: the checkpoint's own list and the tokenizer's end mark."""
+    stated = getattr(model.generation_config, "eos_token_id", None)
+    found = {stated} if isinstance(stated, int) else set(stated or ())
+    if tokenizer.eos_token_id is not None:
+        found.add(tokenizer.eos_token_id)
+    return sorted(found)
+
+
+def decode_greedily(model: Any, eos: list[int], pad: int) -> None:
+    """Replace the checkpoint's generation settings by greedy decoding, so that none of them joins in unseen."""
+    model.generation_config = GenerationConfig(eos_token_id=eos or None, pad_token_id=pad, do_sample=False, num_beams=1)
