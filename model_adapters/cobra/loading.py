@@ -178,7 +178,7 @@ def load(model: str, options: Options) -> EngineAdapter | Deferred:
     def read() -> EngineAdapter:
         with ExitStack() as files:
             parameters = read_parameters(config, checkpoint, sources, files)
-            whole = filled(empty(lambda: Cobra(config), dtype), parameters, device, dtype)
+            whole = filled(empty(lambda: Cobra(config), dtype), parameters.items(), device, dtype)
         return _adapter(whole, tokenizer, info, options.sharing)
 
     return Deferred(info, read)

@@ -115,7 +115,7 @@ def load(model: str, options: Options) -> EngineAdapter | Deferred:
     def read() -> EngineAdapter:
         with ExitStack() as files:
             parameters = read_parameters(config, paths, options, files)
-            whole = filled(empty(lambda: MambaVL(config), dtype), parameters, device, dtype)
+            whole = filled(empty(lambda: MambaVL(config), dtype), parameters.items(), device, dtype)
         whole.prepare_for_inference()
         return EngineAdapter(whole, tokenizer, info, vision.pixels_of(config.tower), sharing=options.sharing)
 

@@ -20,7 +20,8 @@ def of_files(files: Sequence[Path], cache: Path) -> str:
     For large files the hash is kept in `cache`, if that can be written, and taken anew when a file's size or time of
     change differs.
     """
-    marks = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+    # A list: files of several folders may have the same name.
+    marks = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         known = json.loads(cache.read_text(encoding="utf-8"))
         if known["files"] == marks:
@@ -29,7 +30,7 @@ def of_files(files: Sequence[Path], cache: Path) -> str:
     for path in files:
         digest.update(_sha256(path))
     found = f"sha256:{digest.hexdigest()}"
-    if sum(size for size, _ in marks.values()) >= _CACHE_FROM:
+    if sum(path.stat().st_size for path in files) >= _CACHE_FROM:
         with contextlib.suppress(OSError):
             # Replaced and not written through: what stands there may be a link to somewhere else.
             with tempfile.NamedTemporaryFile("w", dir=cache.parent, prefix=".fingerprint-", delete=False) as file:

@@ -10,11 +10,13 @@ tokenizer        texts to ids
 scan             the selective scan and the causal convolution, by backend
 ssd              Mamba-2's scan, by backend
 model            the three parts as one module
+making           models made without memory, then filled or drawn
 checkpoint       a model as a folder
 assemble         a checkpoint from published parts
 engine           an image is read once: prefix states forked to all questions
 decoder          rows of many images take their steps together
-adapter          the engine behind the harness's protocol
+engine_adapter   the engine behind the harness's protocol, also for families that are built alike
+adapter          a VL-Mamba there
 commands         `vlmamba-eval assemble` and `vlmamba-eval bench`
 tiny             the checkpoint that comes with the project
 train, recipes   training, and its settings

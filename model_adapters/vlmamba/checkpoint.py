@@ -28,7 +28,7 @@ from vlmamba_eval.model_adapters.shared.published import check_file, shards
 from vlmamba_eval.types import ModelError
 
 from .config import MODEL_TYPE, ModelConfig, load_config, to_dict
-from .language_model import keeps_float32
+from .making import filled
 from .model import VLMamba, empty_model
 
 if TYPE_CHECKING:
@@ -106,11 +106,7 @@ def load(
                 raise ModelError(
                     f"{folder}: the parameter {name} is stored as {found.get_dtype()}, expected floating point numbers"
                 )
-        parameters = {
-            name: file.get_tensor(name).to(device, torch.float32 if keeps_float32(name) else dtype)
-            for name, file in tensors.items()
-        }
-    model.load_state_dict(parameters, assign=True)
+        filled(model, ((name, file.get_tensor(name)) for name, file in tensors.items()), torch.device(device), dtype)
     return model, config, tokenizer
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, cast
 
 import torch
@@ -24,14 +24,14 @@ def empty(make: Callable[[], M], dtype: torch.dtype) -> M:
     return model
 
 
-def filled(model: M, parameters: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> M:
+def filled(model: M, parameters: Iterable[tuple[str, Tensor]], device: torch.device, dtype: torch.dtype) -> M:
     """The empty model with parameters, each copied to the device in its precision, one at a time.
 
     A copy also where nothing changes: a file that is overwritten under a mapped tensor ends the process.
     """
     placed = {
         name: tensor.to(device, torch.float32 if keeps_float32(name) else dtype, copy=True)
-        for name, tensor in parameters.items()
+        for name, tensor in parameters
     }
     model.load_state_dict(placed, assign=True)
     return model

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from vlmamba_eval.baselines import published
 from vlmamba_eval.folder import Folder
 from vlmamba_eval.registry import all_tasks, get_task
 from vlmamba_eval.tasks.vizwiz import VAL, VizWiz
@@ -69,6 +70,28 @@ def test_a_protocol_of_its_own_is_named_and_shares_no_column() -> None:
         assert (task.info.protocol in ("cobra", "mambavl")) == own, name
     titles = [task.info.title for task in all_tasks().values()]
     assert len(set(titles)) == len(titles)
+
+
+def test_published_numbers_stand_under_the_protocol_that_they_were_measured_with() -> None:
+    llavas = {name for name, task in all_tasks().items() if task.info.protocol == "llava-1.5"}
+    cobras = [row for row in published() if row.model.startswith(("cobra", "ml-mamba")) and row.task != "speed"]
+    assert len(cobras) > 80
+    assert {row.task for row in cobras} & llavas == {"vizwiz"}  # whose prompt is one and the same
+    by_task = {row.task: row.value for row in cobras if row.model == "cobra-3.5b"}
+    assert by_task == {
+        "vqav2_cobra": 77.8, "gqa_cobra": 62.3, "vizwiz": 49.7, "textvqa_cobra": 58.2,
+        "vsr (likelihood)": 58.4, "pope_cobra (likelihood)": 88.4,
+    }  # fmt: skip
+    controlled = [row for row in published() if row.model.startswith("shaking-up")]
+    assert {row.task for row in controlled} & llavas == {"vqav2", "gqa", "coco_caption", "nocaps", "textcaps"}
+
+
+def test_every_published_number_of_another_split_says_so() -> None:
+    for row in published():
+        task = all_tasks().get(row.task.removesuffix(" (likelihood)"))
+        if task is not None and row.model.startswith(("cobra", "ml-mamba", "shaking-up", "zamba2-vl")):
+            assert row.split in (task.info.split, "all") or row.note, row
+            assert row.source, row
 
 
 # =============================================================================

@@ -54,9 +54,15 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Writ
         torch.manual_seed(0)
         folder = tmp_path / "finetuned_pythiavl_test"
         folder.mkdir(exist_ok=True)
-        arguments: Any = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 10496}
-        more: Any = {"intermediate_size": 64, "rotary_pct": 0.25, "initializer_range": 0.5}
-        config = GPTNeoXConfig(**arguments, **more)
+        # The names of Pythia's own config.json.
+        published = {
+            "model_type": "gpt_neox", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "intermediate_size": 64, "vocab_size": 10496, "rotary_pct": 0.5, "rotary_emb_base": 20000,
+            "initializer_range": 0.5, "layer_norm_eps": 1e-5, "use_parallel_residual": True, "hidden_act": "gelu",
+        }  # fmt: skip
+        config = GPTNeoXConfig.from_dict(published)
+        rope: Any = config.rope_parameters
+        assert (rope["partial_rotary_factor"], rope["rope_theta"]) == (0.5, 20000)
         model = GPTNeoXForCausalLM(config).eval()
         tower = {name: torch.randn(p.shape) * 0.3 for name, p in Tower(EVA02).state_dict().items()}
         stored = {f"vision_encoder.{name}": tensor for name, tensor in timm_like("eva02", tower).items()}
@@ -67,7 +73,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Writ
         old = {f"gpt_neox.layers.{i}.attention.masked_bias": torch.tensor(-1e9) for i in range(2)}
         old |= {"gpt_neox.layers.0.attention.rotary_emb.inv_freq": torch.ones(2)}
         torch.save(stored | old, folder / "pytorch_model.bin")
-        data = {**config.to_dict(), "vision_encoder_name": "timm/eva02_large_patch14_clip_336", "image_size": 28}
+        data = {**published, "vision_encoder_name": "timm/eva02_large_patch14_clip_336", "image_size": 28}
         (folder / "config.json").write_text(json.dumps(data | {"select_feature": "patch"} | changes))
         return Written(folder, gpt_neox_like(tmp_path / "tokenizer.json"), stored, model)
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -162,3 +164,25 @@ def test_an_index_names_files_beside_it_alone(tmp_path: Path) -> None:
         index.write_text(f'{{"weight_map": {wrong}}}')
         with pytest.raises(ModelError, match=r"index\.json"):
             weight_files(tmp_path)
+
+
+@given(st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_a_file_with_any_bytes_changed_is_read_or_refused_in_words(tmp_path: Path, data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(["w.safetensors", "zip.bin", "old.bin"]))
+    path = tmp_path / name
+    if name == "w.safetensors":
+        save_file(BARE, path)
+    else:
+        torch.save({"model": BARE}, path, _use_new_zipfile_serialization=name == "zip.bin")
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(bytes(content))
+    found, message = {}, str(path)
+    try:
+        found = read(path)
+    except ModelError as error:
+        message = str(error)
+    assert str(path) in message
+    assert all(isinstance(tensor, Tensor) for tensor in found.values())

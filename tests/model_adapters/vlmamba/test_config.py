@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vlmamba_eval.model_adapters.vlmamba.config import PRESETS, ModelConfig, from_dict, load_config, to_dict
 from vlmamba_eval.types import ModelError
@@ -86,3 +88,35 @@ def test_configurations_and_templates_need_no_torch() -> None:
         "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'pandas')))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def leaves(data: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    if not isinstance(data, dict):
+        return [path]
+    return [path, *(leaf for key, value in data.items() for leaf in leaves(value, (*path, key)))]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.data(), JSON)
+def test_any_value_anywhere_is_read_or_named(data: st.DataObject, value: Any) -> None:
+    """An odd configuration is never another error, and what is read can be built without memory or much time."""
+    config = to_dict(PRESETS["vlmamba-tiny"])
+    path = data.draw(st.sampled_from([leaf for leaf in leaves(config) if leaf]))
+    at = config
+    for key in path[:-1]:
+        at = at[key]
+    at[path[-1]] = value
+    read, message = PRESETS["vlmamba-tiny"], "config.json"
+    try:
+        read = from_dict(config, "config.json")
+    except ModelError as error:
+        message = str(error)
+    assert "config.json" in message
+    assert read.language_model.n_layer <= 1024
+    assert read.vision.image_tokens > 0
