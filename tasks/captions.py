@@ -216,7 +216,7 @@ def _coco_format(data: Folder, path: Any, images: Any, name: str) -> Iterator[Pi
 
 
 def _number(row: Row, key: str) -> int:
-    if not key.isdecimal():
+    if not key.isdecimal() or len(key) > 18:
         row.fail(f"field 'id' should be a number, for the row has no 'file_name'; found {key!r}.")
     return int(key)
 

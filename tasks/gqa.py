@@ -157,7 +157,8 @@ def _sample(key: str, image: ImageRef, row: Row) -> Sample:
         f"steps/{steps}",
         f"words/{len(question.split())}",
     )
-    group = row.row("groups").get("global")
+    groups_row = row.row("groups")
+    group = groups_row.text("global") if "global" in groups_row else None
     fields = {"global group": group}
     return Sample(key, image, question, answer, groups=groups, fields=fields, where=row.where)
 

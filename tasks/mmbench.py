@@ -94,10 +94,10 @@ class MMBench(Task):
 
     def load(self, data: Folder) -> Loaded:
         path = data.find(*self.files, what="MMBench's tab-separated file")
-        return Loaded(_samples(data.tsv(path, ("index", "question", "A", "B", "image")), absent=""))
+        return Loaded(_samples(data.tsv(path, ("index", "question", "A", "B", "image"))))
 
     def load_hub(self, hub: Hub) -> Loaded:
-        return Loaded(_samples(hub.rows(self.info.hub, "dev", config=self.config, image="image"), absent="nan"))
+        return Loaded(_samples(hub.rows(self.info.hub, "dev", config=self.config, image="image")))
 
     def prompt(self, sample: Sample) -> str:
         hint = f"{sample.fields['hint']}\n" if sample.fields["hint"] else ""
@@ -154,8 +154,13 @@ def _right(verdict: Verdict | None, name: str) -> bool:
     return verdict is not None and bool(verdict.also.get(name) if name else verdict.credit)
 
 
-def _samples(rows: Iterable[Row], absent: str) -> list[Sample]:
-    """`absent` is what stands in the cell of an option or hint that is not there."""
+def _cell(row: Row, name: str) -> str:
+    """A cell's text; empty if it is absent, which exports write as nan or none, and LLaVA's script takes so."""
+    text = row.text(name, "")
+    return "" if text.strip().lower() in ("", "nan", "none") else text
+
+
+def _samples(rows: Iterable[Row]) -> list[Sample]:
     samples: dict[int, Sample] = {}
     images: dict[str, ImageRef] = {}  # the passes repeat their picture: one copy of it stays in memory
     references: dict[int, str] = {}
@@ -163,16 +168,21 @@ def _samples(rows: Iterable[Row], absent: str) -> list[Sample]:
         number = _whole(row, row.identifier("index"))
         if number in samples:
             row.fail(f"index {number} occurs twice; the first is at {samples[number].where}.")
-        cells = [row.text(name, absent) for name in OPTIONS]
-        choices = tuple(cells[: cells.index(absent)] if absent in cells else cells)
+        cells = [_cell(row, name) for name in OPTIONS]
+        choices = tuple(cells[: cells.index("")] if "" in cells else cells)
+        rest = zip(OPTIONS[len(choices) :], cells[len(choices) :], strict=True)
+        if hole := next((name for name, cell in rest if cell), ""):
+            row.fail(
+                f"option {hole} is there and option {OPTIONS[len(choices)]} before it is not: no letter would fit."
+            )
         if len(choices) < 2:
             row.fail(f"expected 2 to 4 options in columns A to D, found {len(choices)}.")
-        answer = row.text("answer", absent)
-        if answer not in (absent, *OPTIONS[: len(choices)]):
+        answer = _cell(row, "answer")
+        if answer not in ("", *OPTIONS[: len(choices)]):
             row.fail(f"field 'answer' should be one of {', '.join(OPTIONS[: len(choices)])}, found {answer!r}.")
         groups = ["pass 0"] if number < PASS else []
         for level, names in {"l2": ("l2-category", "L2-category"), "category": ("category",)}.items():
-            groups += [f"{level}/{row.text(name)}" for name in names if row.text(name, "") not in ("", absent)]
+            groups += [f"{level}/{row.text(name)}" for name in names if _cell(row, name)]
         image = None
         if isinstance(cell := row.get("image"), str) and len(cell) <= 64:
             references[number] = cell
@@ -181,9 +191,8 @@ def _samples(rows: Iterable[Row], absent: str) -> list[Sample]:
             if isinstance(cell, ImageRef):  # the hub has it once for each pass
                 image = replace(image, key=f"{image.key.rpartition('/')[0]}/question {number % PASS}")
             image = images.setdefault(image.key, image)
-        hint, split = row.text("hint", absent), row.text("split", "")
-        fields = {"base": number % PASS, "hint": "" if hint == absent else hint, "split": split}
-        target = None if answer == absent else answer
+        fields = {"base": number % PASS, "hint": _cell(row, "hint"), "split": row.text("split", "")}
+        target = answer or None
         samples[number] = Sample(
             str(number), image, row.text("question"), target, choices, tuple(groups), fields, where=row.where
         )
@@ -206,8 +215,8 @@ def _samples(rows: Iterable[Row], absent: str) -> list[Sample]:
 
 
 def _whole(row: Row, text: str) -> int:
-    if not text.isdecimal():
-        row.fail(f"field 'index' should be a whole number, found {text!r}.")
+    if not text.isdecimal() or len(text) > 18:
+        row.fail(f"field 'index' should be a whole number, found {text!r:.80}.")
     return int(text)
 
 

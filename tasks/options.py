@@ -10,20 +10,53 @@ from collections.abc import Sequence
 
 from vlmamba_eval.task import LETTERS
 
-LEADING = re.compile(r"\s*(?:\(([A-H])\)|([A-H])(?:[.):,]|\s*$))")
+# After `undressed`: (B) or B. at the beginning; alone; wherever one stands; and what is said in words.
+LEADING = re.compile(r"(?:\(([A-H])\)|([A-H])(?:[.):,]|$))")
+ALONE = re.compile(r"\(?([A-H])\)?[.:,]?")
+NAMED = re.compile(r"\(([A-H])\)|(?<![\w'])([A-H])(?=[.):,](?:\s|$))")
+SAID = re.compile(
+    r"(?:\b(?:correct\s+|right\s+|best\s+|final\s+)?(?:answer|option|choice)(?:\s+is|\s*:|\s*=)|答案(?:是|为|:)|选(?:择|项)?(?:是|为|:)?)"
+    r"\s*:?\s*(?:option\s+|choice\s+|选项)?\(?((?-i:[A-H])(?![\w'])|[a-h](?=\s*[).,]?\s*$))",
+    re.IGNORECASE | re.MULTILINE,
+)
+_FULL_WIDTH = {ord("Ａ") + i: chr(ord("A") + i) for i in range(8)} | {
+    ord(wide): narrow for wide, narrow in zip("（）［］：．，。", "()[]:.,.", strict=True)
+}
+
+
+def undressed(text: str) -> str:
+    """A text without bold, boxes and full-width forms: what stays is what is said."""
+    text = text.translate(_FULL_WIDTH)
+    text = re.sub(r"\$?\\boxed\s*\{\s*(?:\\text\s*\{)?\s*([A-H])\s*\}?\s*\}\$?", r"\1", text)
+    text = re.sub(r"\[\s*([A-H])\s*\]", r"(\1)", text)
+    return re.sub(r"\*\*|__|`", "", text).strip()
 
 
 def read_choice(text: str, choices: Sequence[str]) -> str | None:
-    """The letter that a text stands for, or None.
+    """The letter that a text stands for, or None if it supports none, or more than one.
 
-    1. It begins with an option's letter: `B` alone, `B.`, `B)`, `B:`, `B,` or `(B)`, with anything after the sign.
-       "B" and a word is not read, for "A" may be an article.
-    2. Otherwise the text of exactly one option stands in it, as whole words, upper and lower case alike; where options
+    Marks of dress are taken off first: bold, full-width letters and brackets, `[B]`, `\\boxed{B}`, a final period. Then
+
+    1. What is said explicitly: "the answer is B", "Answer: B", "答案是B". Said more than once, the last one counts, for
+       that is what the answer concludes with.
+    2. The whole text is one letter: `B`, `B.`, `(B)`.
+    3. It begins with an option's letter and a sign (`B. red`, `B) red`, `(B) red`) and no other option's letter stands
+       so anywhere in it: an answer that repeats the options is not read by its first one. "B" and a word is not read,
+       for "A" may be an article.
+    4. Otherwise the text of exactly one option stands in it, as whole words, upper and lower case alike; if options
        contain each other ("cat", "black cat"), the longer one counts.
     """
     letters = LETTERS[: len(choices)]
-    if (leading := LEADING.match(text)) and (letter := leading[1] or leading[2]) in letters:
-        return letter
+    plain = undressed(text)
+    said = [letter.upper() for letter in SAID.findall(plain) if letter.upper() in letters]
+    if said:
+        return said[-1]
+    if (alone := ALONE.fullmatch(plain)) and alone[1] in letters:
+        return alone[1]
+    named = {letter for found in NAMED.findall(plain) for letter in found if letter and letter in letters}
+    if (leading := LEADING.match(plain)) and (letter := leading[1] or leading[2]) in letters:
+        return letter if named == {letter} else None
+    text = plain
     folded = [choice.strip().casefold() for choice in choices]
     inside = [option for option in folded if option and _holds(text.casefold(), option)]
     longest = [option for option in inside if not any(option != other and _holds(other, option) for other in inside)]

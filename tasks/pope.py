@@ -99,7 +99,7 @@ class Pope(Task):
         samples: list[Sample] = []
         for row in hub.rows(self.info.hub, "test", image="image"):
             split, number = row.one_of("category", SPLITS), row.identifier("question_id")
-            if not number.isdecimal():
+            if not number.isdecimal() or len(number) > 18:
                 row.fail(f"field 'question_id' should be a number, found {number!r}.")
             # Each picture is stored once for each of its questions; its COCO name is its identity.
             image = row.image("image", key=f"{self.info.hub}/{row.text('image_source')}")

@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -102,8 +103,10 @@ class Seed(Task):
 
     def load(self, data: Folder) -> Loaded:
         root = self._pictures(data)
+        path = data.find("SEED-Bench.json", what="SEED-Bench's questions")
+        _check_types(data.row(path))
         samples: list[Sample] = []
-        for row in data.rows(data.find("SEED-Bench.json", what="SEED-Bench's questions"), "questions"):
+        for row in data.rows(path, "questions"):
             if row.one_of("data_type", KINDS) == "image":
                 name = f"SEED-Bench-image/{row.text('data_id')}"
             else:
@@ -134,7 +137,7 @@ class Seed(Task):
         return root.parent if root else data.root / self.info.folders[0]
 
     def _wanted(self, samples: list[Sample]) -> Loaded:
-        return Loaded([sample for sample in samples if sample.groups[0] in self.kinds])
+        return Loaded(_numbered(sample for sample in samples if sample.groups[0] in self.kinds))
 
     def prompt(self, sample: Sample) -> str:
         return f"{sample.question}\n{lettered(sample.choices)}\n{LETTER_ANSWER}"
@@ -167,8 +170,49 @@ class Seed(Task):
 
     def submit(self, samples: Sequence[Sample], answers: Mapping[str, str], folder: Path, extra: None) -> list[Path]:
         """The leaderboard's JSON lines, in the order of the questions, with the answers as they are."""
-        rows = ({"question_id": sample.id, "prediction": answers[sample.id]} for sample in samples)
+        rows = ({"question_id": sample.answer_key, "prediction": answers[sample.id]} for sample in samples)
         return [write_submission(folder / f"{self.info.name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))]
+
+
+def _check_types(release: Row) -> None:
+    """The release's own map from types to numbers, if it has one, must be the one that this file knows."""
+    if "question_type" not in release:
+        return
+    named = release.row("question_type")
+    for name in named.values:
+        number = named.integer(name)
+        known = TYPES[number - 1] if 1 <= number <= len(TYPES) else "none"
+        if " ".join(name.lower().split()).replace("instances ", "instance ") != known.replace(
+            "instances ", "instance "
+        ):
+            named.fail(f"type {number} is {name!r}, here it is {known!r}. This is another SEED-Bench than the first.")
+
+
+def _spelled(name: str) -> str:
+    return " ".join(name.lower().split()).replace("instances ", "instance ")
+
+
+def _numbered(samples: Iterable[Sample]) -> list[Sample]:
+    """The samples; a row that repeats an earlier one gets an id of its own, `49914#2`, and keeps its `question_id`.
+
+    Question 49914 stands twice in the official list. It is asked once, and both rows are counted, as in LLaVA's script.
+    Rows of one id that ask different things keep it, and are refused.
+    """
+    seen: dict[str, list[Sample]] = defaultdict(list)
+    found = []
+    for sample in samples:
+        earlier = seen[sample.id]
+        if earlier and _asks(earlier[0]) == _asks(sample):
+            earlier.append(sample)
+            sample = replace(sample, id=f"{sample.id}#{len(earlier)}", external_id=sample.id)
+        else:
+            earlier.append(sample)
+        found.append(sample)
+    return found
+
+
+def _asks(sample: Sample) -> tuple[object, ...]:
+    return sample.image.key if sample.image else "", sample.question, sample.choices, sample.target
 
 
 def _sample(row: Row, image: ImageRef) -> Sample:
@@ -184,13 +228,24 @@ def _llava_sample(row: Row, image: ImageRef) -> Sample:
         row.fail(f"field 'text' should be a question, choices A. to D. and the line {LETTER_ANSWER!r}.")
     question, *choices = found.groups()
     number = row.identifier("question_id")
-    groups = _groups(row, row.identifier("category"), "video" if number.startswith("v") else "image")
+    groups = _groups(row, _type_number(row, "category"), "video" if number.startswith("v") else "image")
     return Sample(number, image, question, None, tuple(choices), groups, where=row.where)
+
+
+def _type_number(row: Row, field: str) -> str:
+    """A question type's number, from a number or a name: `5`, or `Instances Counting` as in LLaVA's file."""
+    given = row.identifier(field)
+    names = {name: str(number) for number, name in enumerate(TYPES, 1)}
+    name = " ".join(given.lower().split())
+    return names.get(name, names.get(name.replace("instance ", "instances "), given))
 
 
 def _groups(row: Row, number: str, kind: str) -> tuple[str, str]:
     if number not in map(str, range(1, 13)) or (kind == "video") != (int(number) >= 10):
-        row.fail(f"question type {number} with {kind} data; types 1 to 9 ask about pictures, 10 to 12 about clips.")
+        row.fail(
+            f"question type {number!r} with {kind} data; types 1 to 9 ask about pictures, 10 to 12 about clips: "
+            f"{', '.join(TYPES)}."
+        )
     return kind, f"type/{TYPES[int(number) - 1]}"
 
 

@@ -34,7 +34,7 @@ def read_image(ref: ImageRef) -> bytes:
         return raw
     if ref.base64:
         try:
-            return base64.b64decode(ref.base64, validate=True)
+            return base64.b64decode(_plain_base64(ref.base64), validate=True)
         except (binascii.Error, ValueError) as error:
             raise DataError(
                 f"{ref.where}: expected a base64-encoded image, found {shorten(ref.base64)} ({error})."
@@ -42,6 +42,13 @@ def read_image(ref: ImageRef) -> bytes:
     if not ref.path:
         raise DataError(f"{ref.where} holds no image.")
     return _read_file(ref)
+
+
+def _plain_base64(text: str) -> str:
+    """Base64 without what other copies add: a data URL's head, line breaks."""
+    head, comma, body = text.partition(",")
+    text = body if comma and head.startswith("data:") and head.endswith(";base64") else text
+    return "".join(text.split())
 
 
 def _read_file(ref: ImageRef) -> bytes:

@@ -116,6 +116,23 @@ def test_golden_files_score_as_the_official_circles(
         ("financial", "nan bank", None),
         ("", "red blue", None),
         ("red", "red red", None),  # two equal options
+        ("**B**", "red blue", "B"),
+        ("The answer is (B).", "red blue", "B"),
+        ("Answer: B", "red blue", "B"),
+        ("[B]", "red blue", "B"),
+        (r"\boxed{B}", "red blue", "B"),
+        (r"$\boxed{\text{B}}$", "red blue", "B"),
+        ("Ｂ", "red blue", "B"),
+        ("（Ｂ）", "red blue", "B"),
+        ("答案是B", "red blue", "B"),
+        ("答案：B。", "red blue", "B"),
+        ("选B", "red blue", "B"),
+        ("the answer is b", "red blue", "B"),
+        ("the answer is a thing", "red blue", None),  # an article
+        ("A. red\nB. blue\nThe answer is B", "red blue", "B"),  # the options repeated first
+        ("The answer is A. No: the answer is B.", "red blue", "B"),  # what it concludes with
+        ("A. red is wrong, so B. blue", "red blue", None),  # two letters, and nothing said
+        ("A. red\nB. blue", "red blue", None),
     ],
 )
 def test_the_documented_rules_read_these_answers(text: str, choices: str, letter: str | None) -> None:
@@ -202,11 +219,16 @@ def test_the_prompt_is_llavas_byte_for_byte(tmp_path: Path) -> None:
     assert CHINESE.prompt(plain) == "Which?\nA. red\nB. blue\n请直接回答选项字母。"
 
 
-def test_options_that_look_like_nothing_survive(tmp_path: Path) -> None:
-    """pandas' reader turns these texts into missing values."""
-    (s,) = load(tmp_path, [row(1, "None NA nan null", "D")])
-    assert s.choices == ("None", "NA", "nan", "null")
-    assert s.target == "D"
+def test_cells_that_exports_write_for_nothing_are_absent_and_others_survive(tmp_path: Path) -> None:
+    """LLaVA's script takes the texts nan and none for absent, in any case; pandas takes NA and null too."""
+    one, two = load(tmp_path, [row(1, "NA null"), row(2, "NA null nan None", hint="nan")])
+    assert one.choices == two.choices == ("NA", "null")
+    assert MMBENCH.prompt(one) == MMBENCH.prompt(two)
+
+
+def test_a_hole_among_the_options_is_refused_with_its_column(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"option D is there and option C before it is not"):
+        load(tmp_path, [row(1, "a b") | {"D": "three"}])
 
 
 def test_two_to_four_options_and_tabs_or_lines_inside_cells_are_read(tmp_path: Path) -> None:
@@ -255,7 +277,7 @@ def test_the_bundled_samples_load_with_all_their_passes(samples_folder: Path) ->
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"B": ""}, "expected 2 to 4 options in columns A to D, found 1"),
+        ({"B": "", "C": ""}, "expected 2 to 4 options in columns A to D, found 1"),
         ({"answer": "D"}, "field 'answer' should be one of A, B, C, found 'D'"),
         ({"answer": "red"}, "found 'red'"),
         ({"index": "1.5"}, "field 'index' should be a whole number"),
@@ -320,12 +342,12 @@ def test_llavas_answer_file_joins_by_index(
 
 
 def test_the_sheet_has_the_servers_columns_and_the_texts_as_they_are(tmp_path: Path) -> None:
-    samples = load(tmp_path, [row(1, "=1+1 None"), row(2), row(3), row(4)])
+    samples = load(tmp_path, [row(1, "=1+1 NA"), row(2), row(3), row(4)])
     texts = {"1": "=SUM(A1)", "2": "nan", "3": "http://example.org", "4": "bell \x07 and \ud800_x0041_\r\nline"}
     (path,) = MMBENCH.submit(samples, texts, tmp_path, None)
     sheet = openpyxl.load_workbook(path).worksheets[0]
     header, *rows = sheet.iter_rows(values_only=True)
     assert header == SUBMISSION == ("index", "question", "A", "B", "C", "D", "prediction", "answer", "split")
-    assert rows[0] == (1, "Which?", "=1+1", "None", None, None, "=SUM(A1)", "A", "dev")
+    assert rows[0] == (1, "Which?", "=1+1", "NA", None, None, "=SUM(A1)", "A", "dev")
     assert [r[6] for r in rows] == ["=SUM(A1)", "nan", "http://example.org", "bell  and \nline"]
     assert sheet["G2"].data_type == "s"

@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 
 from vlmamba_eval.answer_files import read_answer_file
-from vlmamba_eval.dataset import Dataset, read_folder, read_hub
+from vlmamba_eval.dataset import Dataset, load_dataset, read_folder, read_hub
 from vlmamba_eval.folder import Folder
 from vlmamba_eval.hub import Hub
 from vlmamba_eval.images import read_image
 from vlmamba_eval.manifest import DataIdentity
+from vlmamba_eval.plan import plan
 from vlmamba_eval.task import LETTER_ANSWER
 from vlmamba_eval.tasks.seed import ORIGINAL, TASKS, TYPES
-from vlmamba_eval.types import DataError, Generation, ImageRef, Likelihood, Sample
+from vlmamba_eval.types import DataError, Generation, ImageRef, Likelihood, Question, Sample
 
 SEED, IMAGE, VIDEO, UPDATED = TASKS
 Scores = dict[tuple[str, str], float]
@@ -239,8 +240,8 @@ def test_the_submission_is_in_the_order_of_the_questions(put: Put, tmp_path: Pat
         ({"answer": "E"}, "field 'answer' should be one of 'A', 'B', 'C', 'D', found 'E'"),
         ({"choice_d": None}, "field 'choice_d' should be text"),
         ({"data_type": "audio"}, "field 'data_type' should be one of"),
-        ({"question_type_id": 13}, "question type 13 with image data"),
-        ({"question_type_id": 10}, "question type 10 with image data"),
+        ({"question_type_id": 13}, "question type '13' with image data"),
+        ({"question_type_id": 10}, "question type '10' with image data"),
         ({"data_id": "../../x"}, "leaves the image folder"),
         ({"question_id": None}, "field 'question_id' should be an id"),
     ],
@@ -267,3 +268,43 @@ def test_bad_files_are_refused(put: Put, tmp_path: Path) -> None:
     put("seed_bench/llava-seed-bench.jsonl", [{"question_id": 1, "image": "a", "text": "Is it?", "category": "1"}])
     with pytest.raises(DataError, match=r"jsonl:1: field 'text' should be a question, choices A\. to D\."):
         read_folder(SEED, folder.root)
+
+
+def test_a_question_that_stands_twice_is_asked_once_counted_twice_and_submitted_twice(put: Put, tmp_path: Path) -> None:
+    """Question 49914 is twice in the official list."""
+    rows = [question("49914", 1), question("7", 1), question("49914", 1)]
+    samples = read_folder(SEED, put("seed_bench/SEED-Bench.json", {"questions": rows}).parents[1]).samples
+    assert [(s.id, s.answer_key) for s in samples] == [("49914", "49914"), ("7", "7"), ("49914#2", "49914")]
+    [group] = plan([("seed", s, Question(SEED.prompt(s), 1)) for s in samples if s.answer_key == "49914"])
+    assert [job.recipients for job in group.jobs] == [[("seed", "49914"), ("seed", "49914#2")]]
+    (path,) = SEED.submit(samples, {"49914": "A", "7": "B", "49914#2": "A"}, tmp_path, None)
+    written = [json.loads(line)["question_id"] for line in path.read_text().splitlines()]
+    assert written == ["49914", "7", "49914"]
+
+
+def test_an_id_that_asks_two_things_stays_an_error(put: Put) -> None:
+    rows = [question("49914", 1), question("49914", 1, question="Another?")]
+    path = put("seed_bench/SEED-Bench.json", {"questions": rows})
+    with pytest.raises(DataError, match="question id '49914' occurs twice"):
+        load_dataset(SEED, str(path.parents[1]), allow_partial=True)
+
+
+def test_llavas_file_may_name_the_type(put: Put) -> None:
+    text = f"How many?\nA. One\nB. Two\nC. Three\nD. Four\n{LETTER_ANSWER}"
+    row = {"question_id": "101669", "image": "SEED-Bench-image/1", "text": text, "category": "Instances Counting"}
+    path = put("seed_bench/llava-seed-bench.jsonl", [row])
+    (s,) = read_folder(SEED, path.parents[1]).samples
+    assert s.groups == ("image", "type/instances counting")
+    put("seed_bench/llava-seed-bench.jsonl", [row | {"category": "Fortune Telling"}])
+    with pytest.raises(DataError, match="question type 'Fortune Telling' with image data"):
+        read_folder(SEED, path.parents[1])
+
+
+def test_another_map_of_types_is_another_benchmark(put: Put) -> None:
+    ours = {"Scene Understanding": 1, "Instance Identity": 2, "Instances Counting": 5}
+    path = put("seed_bench/SEED-Bench.json", {"questions": [question("1", 1)], "question_type": ours})
+    assert len(read_folder(SEED, path.parents[1]).samples) == 1
+    theirs = ours | {"Visual Referring": 9}
+    put("seed_bench/SEED-Bench.json", {"questions": [question("1", 1)], "question_type": theirs})
+    with pytest.raises(DataError, match="type 9 is 'Visual Referring', here it is 'text understanding'"):
+        read_folder(SEED, path.parents[1])
