@@ -259,7 +259,8 @@ class Metric:
 class Score:
     """One row of a task's results: a metric with its interval and the counts behind it.
 
-    `value`, `ci_low`, `ci_high` are None if they are undefined.
+    `value`, `ci_low`, `ci_high` are None if they are undefined. With `few_images` so few of them carry the wrong (or
+    the right) answers that the interval may be too narrow.
     """
 
     metric: str
@@ -276,6 +277,7 @@ class Score:
     n_truncated: int
     headline: bool
     plain: bool = False
+    few_images: bool = False
 
 
 Scoring = Literal["generate", "likelihood"]

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -17,11 +18,14 @@ from scipy.stats import binomtest
 from scipy.stats import bootstrap as scipys_bootstrap
 
 from tests.toys import ToyTask, reference
-from vlmamba_eval.stats import _exact_parts, bootstrap, interval, summarise, wilson
+from vlmamba_eval.stats import Ends, _exact_parts, bootstrap, effective, interval, summarise, wilson
 from vlmamba_eval.sums import Sums
 from vlmamba_eval.table import tabulate
 from vlmamba_eval.task import Task
 from vlmamba_eval.types import Graded, Metric, Sample, Score, Verdict
+
+ENOUGH_IMAGES = Ends(0.0, 0.0, math.inf, math.inf)
+PINNED = (70.3, 67.43718593, 73.065326633)
 
 
 def graded(credits: list[list[float]], groups: tuple[str, ...] = ()) -> list[Graded]:
@@ -105,7 +109,7 @@ def test_every_replicate_draws_as_many_images_as_there_are_in_each_stratum(repli
 
 
 def test_a_narrow_spread_is_still_an_interval() -> None:
-    assert interval(50.0, np.array([49.9, 50.0, 50.1]), 100.0, 3) == pytest.approx((49.905, 50.095))
+    assert interval(50.0, np.array([49.9, 50.0, 50.1]), 100.0, ENOUGH_IMAGES) == pytest.approx((49.905, 50.095))
 
 
 THREADS = """
@@ -181,8 +185,8 @@ def test_what_is_undefined_is_none_not_zero() -> None:
 
     score = headline(graded([[1.0]]), Undefined())
     assert (score.value, score.ci_low, score.ci_high) == (None, None, None)
-    assert math.isnan(interval(5.0, np.array([]), 100.0, 3)[0])
-    assert math.isnan(interval(5.0, np.array([5.0, 5.0]), None, 3)[0])
+    assert math.isnan(interval(5.0, np.array([]), 100.0, ENOUGH_IMAGES)[0])
+    assert math.isnan(interval(5.0, np.array([5.0, 5.0]), None, ENOUGH_IMAGES)[0])
 
 
 def test_images_are_drawn_within_their_stratum() -> None:
@@ -202,7 +206,44 @@ def test_images_are_drawn_within_their_stratum() -> None:
     ]
     score = headline(items, Stratified())
     assert score.value == 100.0
-    assert score.ci_low is None
+    assert score.few_images
+    assert (score.ci_low, score.ci_high) == (pytest.approx(20.65, abs=0.01), pytest.approx(179.35, abs=0.01))
+
+
+def test_all_right_is_not_wider_than_one_wrong_and_each_error_moves_it_little() -> None:
+    """20 pictures of 31 questions, as GQA's; the same from the other side."""
+    lows, highs = [], []
+    for wrong in range(12):
+        images = [[float((q, i) >= (1, 0) or i >= wrong) for q in range(31)] for i in range(20)]
+        score = headline(graded(images))
+        mirrored = headline(graded([[1 - credit for credit in image] for image in images]))
+        assert score.ci_low is not None
+        assert mirrored.ci_high is not None
+        lows.append(score.ci_low)
+        highs.append(mirrored.ci_high)
+        assert score.few_images
+    assert lows[0] >= lows[1]
+    assert max(abs(a - b) for a, b in pairwise(lows)) < 0.6
+    assert highs == pytest.approx([100 - low for low in lows])
+    assert lows[0] == pytest.approx(83.89, abs=0.01)  # Wilson over 20 images
+
+
+def test_few_images_with_an_error_are_marked_and_many_are_not() -> None:
+    def few(n_wrong: int, n_right: int) -> bool:
+        return headline(graded([[0.0, 1.0]] * n_wrong + [[1.0, 1.0]] * n_right)).few_images
+
+    assert few(29, 100)
+    assert not few(30, 100)
+    assert effective(np.array([1.0] * 30 + [0.0] * 70)) == 30
+    assert effective(np.array([9.0, 1.0])) == pytest.approx(100 / 82)
+    assert effective(np.zeros(5)) == 0
+
+
+def test_an_interval_to_the_digit() -> None:
+    rng = np.random.default_rng(7)
+    images = [list((rng.random(5) < 0.7).astype(float)) for _ in range(200)]
+    score = headline(graded(images))
+    assert (score.value, score.ci_low, score.ci_high) == PINNED
 
 
 class Misspelt(ToyTask):
