@@ -3,8 +3,12 @@
     python -m tests.vlmamba_eval.coverage [--sets 400]
 
 Images have accuracies from a Beta distribution, with intra-image correlation rho, and 2 to 60 questions each.
-`before` is the plain percentile bootstrap with Wilson's interval for no variation, `after` what the product gives; `marked` is the
-share of sets whose interval says that few images carry it. Without a mark, 93 to 97 % should hold.
+
+    before     the plain percentile bootstrap, with Wilson's interval if nothing varies
+    after      what the product gives
+    marked     the share of sets whose interval says that few images carry it
+
+Without a mark, 93 to 97 % should hold.
 """
 
 from __future__ import annotations
