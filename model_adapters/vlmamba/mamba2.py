@@ -10,7 +10,6 @@ import math
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmamba_eval.types import ModelError
@@ -19,6 +18,7 @@ from .config import Mamba2LanguageModelConfig, check_fields
 from .linear import pack
 from .scan import causal_conv, causal_conv_step
 from .ssd import state_space_dual, state_space_dual_step
+from .ssd.gated_norm import gated_norm
 
 
 class GatedRMSNorm(nn.Module):
@@ -29,10 +29,10 @@ class GatedRMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
         self.groups, self.eps = groups, eps
 
-    def forward(self, y: Tensor, z: Tensor) -> Tensor:
-        """norm(y silu(z)): [..., width] of any precision -> float32."""
-        gated = (y.float() * F.silu(z.float())).unflatten(-1, (self.groups, -1))  # [..., g, width / g]
-        return F.rms_norm(gated, gated.shape[-1:], eps=self.eps).flatten(-2) * self.weight.float()
+    def forward(self, y: Tensor, z: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """norm(y silu(z)): [..., width] of any precision -> the same in `dtype`."""
+        width = y.shape[-1] // self.groups
+        return gated_norm(y, z, self.weight, self.eps, gate_first=True, dtype=dtype, width=width)
 
 
 class Mamba2Mixer(nn.Module):
@@ -154,7 +154,7 @@ class Mamba2Mixer(nn.Module):
         return x, dt, self.decay(), B.unflatten(-1, groups), C.unflatten(-1, groups)
 
     def _finish(self, y: Tensor, z: Tensor) -> Tensor:
-        return self.out_proj(self.norm(y.flatten(-2), z).to(self.dtype))  # [b, l, d_model]
+        return self.out_proj(self.norm(y.flatten(-2), z, self.dtype))  # [b, l, d_model]
 
 
 # =============================================================================
