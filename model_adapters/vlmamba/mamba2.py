@@ -21,6 +21,10 @@ from .ssd import state_space_dual, state_space_dual_step
 from .ssd.gated_norm import gated_norm
 
 
+# The raw step size in a gap between examples: so long a step that no state outlives it.
+FORGET = 1e4
+
+
 class GatedRMSNorm(nn.Module):
     """Root mean square norm of the gated output, over each of `groups` equal parts, computed in float32."""
 
@@ -116,15 +120,21 @@ class Mamba2Mixer(nn.Module):
         rows: Tensor | None = None,
         lengths: Tensor | None = None,
         starts: Tensor | None = None,
+        gaps: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run the block over `u` [b, l, d_model], from saved states if there are any; see `MambaMixer.forward`.
 
-        `tail` [s, k-1, channels], `state` [s, h, p, n].
+        `tail` [s, k-1, channels], `state` [s, h, p, n]. `gaps` bool [b, l] is the packing of training: nothing goes
+        over a gap.
         """
         z, xBC, dt = self._split(u)
+        if gaps is not None:
+            xBC = xBC.masked_fill(gaps[..., None], 0)
         xBC, tail = causal_conv(
             xBC, self.conv1d.weight[:, 0], self.conv1d.bias, tail=tail, rows=rows, lengths=lengths, starts=starts
         )  # [b, l, channels], [b, k-1, channels]
+        if gaps is not None:
+            xBC, dt = xBC.masked_fill(gaps[..., None], 0), dt.masked_fill(gaps[..., None], FORGET)
         y, state = state_space_dual(
             *self._heads(xBC, dt), self.D,
             dt_bias=self.dt_bias, state=state, rows=rows, lengths=lengths, starts=starts,
