@@ -20,7 +20,6 @@ from .scan import causal_conv, causal_conv_step
 from .ssd import state_space_dual, state_space_dual_step
 from .ssd.gated_norm import gated_norm
 
-
 # The raw step size in a gap between examples: so long a step that no state outlives it.
 FORGET = 1e4
 
