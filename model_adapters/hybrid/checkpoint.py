@@ -124,5 +124,6 @@ def load_into(
                     raise ModelError(
                         f"{folder}: expected {published} and {again} to be one tied parameter; they differ"
                     )
-            parameters[name] = tensor.to(device, torch.float32 if keeps_float32(name) else dtype)
+            # A copy also if nothing changes: a file that is overwritten under a mapped tensor ends the process.
+            parameters[name] = tensor.to(device, torch.float32 if keeps_float32(name) else dtype, copy=True)
     model.load_state_dict(parameters, assign=True)

@@ -130,7 +130,7 @@ def load(name: str, options: Options) -> Deferred:
     def read() -> EngineAdapter:
         with ExitStack() as files:
             parameters = read_parameters(config, checkpoint, sources, files)
-            model = filled(empty(lambda: MLMamba(config), dtype), parameters, device, dtype)
+            model = filled(empty(lambda: MLMamba(config), dtype), parameters.items(), device, dtype)
         model.prepare_for_inference()
         squash = next(iter(PIXELS.values()))  # both towers' means differ, and are subtracted later
 

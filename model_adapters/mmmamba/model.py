@@ -25,6 +25,7 @@ from vlmamba_eval.model_adapters.vlmamba.language_model import RMSNorm
 from vlmamba_eval.model_adapters.vlmamba.linear import pack, pack_all
 from vlmamba_eval.model_adapters.vlmamba.scan import causal_conv, causal_conv_step
 from vlmamba_eval.model_adapters.vlmamba.ssd import state_space_dual, state_space_dual_step
+from vlmamba_eval.model_adapters.vlmamba.ssd.gated_norm import gated_norm
 
 from .tiles import normalisation_table
 
@@ -182,8 +183,9 @@ class MMMambaMixer(nn.Module):
         return v, k, q
 
     def _finish(self, y: Tensor, g: Tensor) -> Tensor:
-        gate = F.silu(g.float()).unflatten(-1, (self.heads, self.head_dim))
-        return self.o_proj((self.g_norm_swish_gate(y) * gate).flatten(-2).to(self.dtype))  # [b, l, hidden]
+        norm = self.g_norm_swish_gate
+        y = gated_norm(y.flatten(-2), g, norm.weight, norm.eps, gate_first=False, dtype=self.dtype, width=self.head_dim)
+        return self.o_proj(y)  # [b, l, hidden]
 
 
 class MMMambaAttention(nn.Module):

@@ -10,7 +10,6 @@ import math
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmamba_eval.types import ModelError
@@ -19,6 +18,10 @@ from .config import Mamba2LanguageModelConfig, check_fields
 from .linear import pack
 from .scan import causal_conv, causal_conv_step
 from .ssd import state_space_dual, state_space_dual_step
+from .ssd.gated_norm import gated_norm
+
+# The raw step size in a gap between examples: so long a step that no state outlives it.
+FORGET = 1e4
 
 
 class GatedRMSNorm(nn.Module):
@@ -29,10 +32,10 @@ class GatedRMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
         self.groups, self.eps = groups, eps
 
-    def forward(self, y: Tensor, z: Tensor) -> Tensor:
-        """norm(y silu(z)): [..., width] of any precision -> float32."""
-        gated = (y.float() * F.silu(z.float())).unflatten(-1, (self.groups, -1))  # [..., g, width / g]
-        return F.rms_norm(gated, gated.shape[-1:], eps=self.eps).flatten(-2) * self.weight.float()
+    def forward(self, y: Tensor, z: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """norm(y silu(z)): [..., width] of any precision -> the same in `dtype`."""
+        width = y.shape[-1] // self.groups
+        return gated_norm(y, z, self.weight, self.eps, gate_first=True, dtype=dtype, width=width)
 
 
 class Mamba2Mixer(nn.Module):
@@ -116,15 +119,21 @@ class Mamba2Mixer(nn.Module):
         rows: Tensor | None = None,
         lengths: Tensor | None = None,
         starts: Tensor | None = None,
+        gaps: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run the block over `u` [b, l, d_model], from saved states if there are any; see `MambaMixer.forward`.
 
-        `tail` [s, k-1, channels], `state` [s, h, p, n].
+        `tail` [s, k-1, channels], `state` [s, h, p, n]. `gaps` bool [b, l] is the packing of training: nothing goes
+        over a gap.
         """
         z, xBC, dt = self._split(u)
+        if gaps is not None:
+            xBC = xBC.masked_fill(gaps[..., None], 0)
         xBC, tail = causal_conv(
             xBC, self.conv1d.weight[:, 0], self.conv1d.bias, tail=tail, rows=rows, lengths=lengths, starts=starts
         )  # [b, l, channels], [b, k-1, channels]
+        if gaps is not None:
+            xBC, dt = xBC.masked_fill(gaps[..., None], 0), dt.masked_fill(gaps[..., None], FORGET)
         y, state = state_space_dual(
             *self._heads(xBC, dt), self.D,
             dt_bias=self.dt_bias, state=state, rows=rows, lengths=lengths, starts=starts,
@@ -154,7 +163,7 @@ class Mamba2Mixer(nn.Module):
         return x, dt, self.decay(), B.unflatten(-1, groups), C.unflatten(-1, groups)
 
     def _finish(self, y: Tensor, z: Tensor) -> Tensor:
-        return self.out_proj(self.norm(y.flatten(-2), z).to(self.dtype))  # [b, l, d_model]
+        return self.out_proj(self.norm(y.flatten(-2), z, self.dtype))  # [b, l, d_model]
 
 
 # =============================================================================

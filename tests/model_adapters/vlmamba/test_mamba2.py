@@ -80,3 +80,19 @@ def test_a_prepared_block_gives_the_same(pair: tuple[Mamba2Mixer, torch.nn.Modul
 def test_channels_that_are_no_whole_heads_are_refused():
     with pytest.raises(ValueError, match="64 channels are no heads of 24 in 1 equal groups"):
         Mamba2Mixer(32, headdim=24)
+
+
+def test_nothing_goes_over_a_gap_between_examples(pair: tuple[Mamba2Mixer, torch.nn.Module]):
+    """Two examples in one row, three empty places between them: each is read as if it were alone, gradients too."""
+    ours, _ = pair
+    first, second = torch.randn(1, 70, 32), torch.randn(1, 40, 32)
+    row = torch.cat([first, torch.randn(1, 3, 32), second], 1)
+    gaps = torch.zeros(1, 113, dtype=torch.bool)
+    gaps[:, 70:73] = True
+    row.requires_grad_()
+    y, _, _ = ours(row, gaps=gaps)
+    assert relative(y[:, :70], ours(first)[0]) < 1e-5
+    assert relative(y[:, 73:], ours(second)[0]) < 1e-5
+    [gradient] = torch.autograd.grad(y[:, 73:].square().sum(), row)
+    # What is left before the gap is rounding: sums over a chunk that cancel.
+    assert gradient[:, :73].abs().max() < 1e-6 * gradient[:, 73:].abs().max()

@@ -243,3 +243,30 @@ def test_wrong_shapes_are_named():
         ssd.state_space_dual_step(
             x[:, :1], dt[:, :1], A, B[:, :1], B[:, :1], state=state, out=state, rows=torch.tensor([0, 0])
         )
+
+
+# =============================================================================
+# The gated norm
+# =============================================================================
+
+
+@pytest.mark.parametrize("gate_first", [True, False])
+@pytest.mark.parametrize("alike", [True, False])
+def test_the_gated_norm_equals_its_formula(gate_first: bool, alike: bool):
+    g = torch.Generator().manual_seed(0)
+    wide = torch.randn(3, 5, 70, generator=g)
+    y, z, weight = torch.randn(3, 5, 60, generator=g), wide[..., 7:67], torch.randn(20 if alike else 60, generator=g)
+    if INTERPRETED:
+        from vlmamba_eval.model_adapters.vlmamba.ssd.triton import gated_norm
+    else:
+        from vlmamba_eval.model_adapters.vlmamba.ssd.gated_norm import gated_norm
+    found = gated_norm(y, z, weight, 1e-5, gate_first=gate_first, dtype=torch.float32, width=20)
+    for i in range(3):
+        for t in range(5):
+            for part in range(3):
+                at = slice(part * 20, part * 20 + 20)
+                v, gate = y[i, t, at].double(), z[i, t, at].double() * torch.sigmoid(z[i, t, at].double())
+                v = v * gate if gate_first else v
+                v = v / (v.pow(2).mean() + 1e-5).sqrt() * (weight if alike else weight[at]).double()
+                v = v if gate_first else v * gate
+                assert torch.allclose(found[i, t, at].double(), v, rtol=1e-5, atol=1e-6)
