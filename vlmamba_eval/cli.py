@@ -12,6 +12,7 @@ import click
 
 from vlmamba_eval import __version__
 from vlmamba_eval.nearest import did_you_mean
+from vlmamba_eval.typed import command
 from vlmamba_eval.types import EvalError, UsageError
 
 if TYPE_CHECKING:
@@ -306,7 +307,7 @@ def _evaluate(
     except (KeyboardInterrupt, _Terminated) as error:
         progress.close()
         far = f" at {progress.so_far} answers" if progress.so_far else ""
-        _say(f"Interrupted{far}. They are safe; go on with the same command:\n  {_command()}")
+        _say(f"Interrupted{far}. They are safe; go on with the same command:\n  {command()}")
         raise _Told(TERMINATED if isinstance(error, _Terminated) else INTERRUPTED) from None
     finally:
         progress.close()
@@ -648,23 +649,16 @@ def main() -> NoReturn:
         sys.exit(FAILED)
 
 
-def _command() -> str:
-    """What was typed, as it can be typed again."""
-    import shlex
-
-    return shlex.join(["vlmamba-eval", *sys.argv[1:]])
-
-
 def _kept() -> str:
     """What a command that stopped has left, and how to go on."""
-    command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
-    if command == "judge":
-        return f"Judgements so far are kept; go on with the same command:\n  {_command()}"
-    if command == "bench":
+    typed = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    if typed == "judge":
+        return f"Judgements so far are kept; go on with the same command:\n  {command()}"
+    if typed == "bench":
         return "A measurement keeps nothing until it is finished: the same command begins anew."
-    if command in cli.list_commands(click.Context(cli)):
+    if typed in cli.list_commands(click.Context(cli)):
         return ""
-    return f"What was answered is safe; go on with the same command:\n  {_command()}"
+    return f"What was answered is safe; go on with the same command:\n  {command()}"
 
 
 def _say(message: str) -> None:

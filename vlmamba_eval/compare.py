@@ -22,7 +22,7 @@ from vlmamba_eval.dataset import Dataset
 from vlmamba_eval.manifest import Manifest
 from vlmamba_eval.nearest import did_you_mean
 from vlmamba_eval.paired import Difference
-from vlmamba_eval.sums import image_key, tabulate
+from vlmamba_eval.table import image_key, tabulate
 from vlmamba_eval.types import MEANING, DataError, Graded, Mark, Sample, Scores, UsageError, Verdict
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vlmamba_eval.stats import LEVEL, REPLICATES, bootstrap
-from vlmamba_eval.sums import Column, Floats, Table
+from vlmamba_eval.sums import Column, Floats
+from vlmamba_eval.table import Table
 from vlmamba_eval.types import Metric
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def draw(
     """Every system's metrics on common draws; `tables` are `aligned`. The metrics' names come from the first."""
     width = tables[0].values.shape[1]
     strata = [stratum for stratum, _ in tables[0].units]
-    drawn = bootstrap(np.hstack([table.values for table in tables]), strata, seed, replicates)
+    drawn = bootstrap(np.hstack([table.values for table in tables]), strata, seed, replicates, rescaled=True)
     names = list(task.metrics(tables[0].total()))
     systems = []
     for i, table in enumerate(tables):

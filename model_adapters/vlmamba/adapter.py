@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -55,6 +55,16 @@ class VLMambaAdapter:
     def images_encoded(self) -> int:
         """How many images went through the encoder so far."""
         return self.engine.images_encoded
+
+    def telemetry(self) -> dict[str, Any]:
+        """Parameters, bytes of the state that stands for everything read so far, images that were encoded."""
+        state = self.engine.model.language_model.new_state(1)
+        return {
+            "parameters": sum(parameter.numel() for parameter in self.engine.model.parameters()),
+            "state_bytes": sum(tensor.numel() * tensor.element_size() for tensor in state.tails + state.states),
+            "images_encoded": self.images_encoded,
+            "device": self.info.device,
+        }
 
     def prepare(self, image: Image.Image) -> Tensor:
         """A decoded image -> uint8 [3, h, w] as the encoder wants it. Thread-safe."""

@@ -145,7 +145,7 @@ def coverage(design: Design, systems: Systems, sets: int, seed: int = 0) -> tupl
     rng = np.random.default_rng([seed, DESIGNS.index(design), PAIRS.index(systems)])
     strata = [f"{i:02}" for i, size in enumerate(design.strata) for _ in range(size)]
     place = np.repeat(np.arange(len(design.strata)), design.strata)
-    weights = bootstrap(np.eye(len(strata)), strata)  # [replicates, images]: the product's draws
+    weights = bootstrap(np.eye(len(strata)), strata, rescaled=True)  # [replicates, images]: the product's draws
     truth = _truth(design, systems, rng)
     found: dict[bool, list[bool]] = {True: [], False: []}
     carried = []

@@ -15,6 +15,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.answered import answered, gold, other, samples
+from vlmamba_eval.report.html import natural
 from vlmamba_eval.report.view import write_page
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed: pip install selenium")
@@ -28,9 +29,10 @@ HOSTILE = (
     "<svg onload='window.hacked = 1'>{{ window.hacked }}\u202egnp.exe\u2066 javascript:window.hacked=1"
 )
 POPE = len(samples("pope").samples)
-IDS = [sample.id for sample in samples("pope").samples]
+IDS = sorted((sample.id for sample in samples("pope").samples), key=natural)  # as the page lists them
+SAMPLES = {sample.id: sample for sample in samples("pope").samples}
 # A hostile answer holds no "no", which POPE reads as yes: it is wrong if no is right. The second is not answered.
-HOSTILE_AT = next(i for i, sample in enumerate(samples("pope").samples) if i > 10 and gold(sample).lower() == "no")
+HOSTILE_AT = next(i for i, key in enumerate(IDS) if i > 10 and gold(SAMPLES[key]).lower() == "no")
 A_WRONG, B_WRONG = (4, 9), (HOSTILE_AT, 30, 35)
 
 
@@ -40,7 +42,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     out = tmp_path_factory.mktemp("page")
     folders = []
     for task in ("pope", "mme"):
-        folders.append(answered(out, "first", lambda i, s: other(s) if i in A_WRONG else gold(s), task=task))
+        folders.append(answered(out, "first", lambda i, s: other(s) if place(i, s) in A_WRONG else gold(s), task=task))
     for task in ("pope", "mme"):
         folders.append(
             answered(out, "<img src=x onerror='window.hacked=1'>", task=task, answer=second)  # the name of a model
@@ -48,7 +50,13 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_page(folders, out / "report.html").as_uri()
 
 
+def place(i: int, sample: Any) -> int:
+    """A question's place on the page, for POPE; for other tasks in the file."""
+    return IDS.index(sample.id) if sample.id in SAMPLES else i
+
+
 def second(i: int, sample: Any) -> str | None:
+    i = place(i, sample)
     return HOSTILE if i == B_WRONG[0] else None if i == B_WRONG[1] else other(sample) if i in B_WRONG else gold(sample)
 
 
@@ -167,7 +175,7 @@ def test_groups_and_words_narrow_the_list(opened: Page) -> None:
 def test_the_detail_shows_prompt_answers_and_verdicts_side_by_side(opened: Page) -> None:
     opened.choose("#task", "POPE")
     opened.preset("B right, A wrong")
-    sample = samples("pope").samples[A_WRONG[0]]
+    sample = SAMPLES[IDS[A_WRONG[0]]]
     text = opened.one("#detail").text
     assert opened.shown == sample.id
     assert samples("pope").task.prompt(sample).split("\n")[1] in text

@@ -11,7 +11,8 @@ from scipy.stats import binomtest, permutation_test
 
 from vlmamba_eval.paired import aligned, differences, draw, effective_images, holm, mcnemar, mean, swap_test
 from vlmamba_eval.stats import bootstrap
-from vlmamba_eval.sums import Sums, Table
+from vlmamba_eval.sums import Sums
+from vlmamba_eval.table import Table
 from vlmamba_eval.task import Task
 from vlmamba_eval.types import Loaded, Metric, Sample, Verdict
 
@@ -56,7 +57,7 @@ def test_the_interval_is_that_of_the_difference_on_common_draws() -> None:
     a, b = rng.integers(0, 7, 300), rng.integers(0, 7, 300)
     found = compared(table(a, 6), table(b, 6))[0]
     # The same by the definition: each replicate draws images, and the mean of b - a over them is its difference.
-    weights = bootstrap(np.eye(300), [""] * 300)
+    weights = bootstrap(np.eye(300), [""] * 300, rescaled=True)
     spread = 100 * weights @ (b - a) / (weights @ np.full(300, 6.0))
     assert (found.ci_low, found.ci_high) == pytest.approx(tuple(np.percentile(spread, [2.5, 97.5])), abs=1e-8)
     assert found.difference == pytest.approx(100 * (b.sum() - a.sum()) / 1800)
@@ -71,6 +72,16 @@ def test_its_standard_error_is_that_of_the_mean_of_differences() -> None:
     assert found.standard_error == pytest.approx(100 * gap.std() / 20, rel=0.02)
     assert found.apart == pytest.approx((a.var() + b.var()) / gap.var(), rel=0.05)
     assert found.apart > 2  # that is what pairing is for
+
+
+def test_small_strata_have_the_variance_that_they_should() -> None:
+    # Ten strata of five pictures: the variance of the sum of means is that of the samples, over n, summed.
+    rng = np.random.default_rng(3)
+    strata = [f"{i // 5}" for i in range(50)]
+    a, b = rng.integers(0, 7, 50), rng.integers(0, 7, 50)
+    found = compared(table(a, 6, strata), table(b, 6, strata), replicates=20_000)[0]
+    gap = (b - a).reshape(10, 5)
+    assert found.standard_error == pytest.approx(100 / 300 * np.sqrt((5 * gap.var(axis=1, ddof=1)).sum()), rel=0.02)
 
 
 def test_a_run_against_itself_differs_in_nothing() -> None:

@@ -168,3 +168,23 @@ def test_completion_is_documented_and_knows_tasks_and_models() -> None:
     assert offered("score", "--task", last="mm") >= {"mme", "mmvet"}
     assert "llava-1.5-7b" in offered("report", "--baselines", last="llava-1.5-7")
     assert "_VLMAMBA_EVAL_COMPLETE" in CliRunner().invoke(cli, ["--help"]).output
+
+
+def test_a_command_is_remembered_without_its_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vlmamba_eval.typed import command
+
+    words = [
+        "--model",
+        "openai:x",
+        "--model-option",
+        "api_key=sk-1",
+        "--model-option",
+        "url=http://me:pw@host/v1",
+        "a b",
+    ]
+    monkeypatch.setattr("sys.argv", ["vlmamba-eval", *words])
+    assert command() == (
+        "vlmamba-eval --model openai:x --model-option api_key=... --model-option url=http://...@host/v1 'a b'"
+    )
+    monkeypatch.setattr("sys.argv", ["train.py", "x"])
+    assert command() == ""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from vlmamba_eval.typed import command as typed_command
 from vlmamba_eval.types import UsageError
 
 if TYPE_CHECKING:
@@ -54,10 +54,6 @@ def run_folders(given: tuple[Path, ...]) -> list[Path]:
     return list(dict.fromkeys(folders))
 
 
-def _typed_command() -> str:
-    return shlex.join(["vlmamba-eval", *sys.argv[1:]])
-
-
 @click.command(short_help="Show the tables again, from runs on disk; as Markdown, CSV, LaTeX, JSON or a page.")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
 @BASELINES
@@ -82,7 +78,7 @@ def report(runs: tuple[Path, ...], baselines: str | None, form: str | None, inte
     elif form == "html":
         from vlmamba_eval.report.view import page_of
 
-        click.echo(page_of(folders, Path(), baselines=quoted, command=_typed_command()), nl=False)
+        click.echo(page_of(folders, Path(), baselines=quoted, command=typed_command()), nl=False)
     else:
         click.echo(formats.write(form, found, quoted, intervals=intervals), nl=False)
     if out is not None:
@@ -174,7 +170,7 @@ def view(runs: tuple[Path, ...], out: Path, data: str | None, baselines: str | N
         baselines=published(baselines),
         pictures=images,  # type: ignore[arg-type] - click checks the choices
         data=data,
-        command=_typed_command(),
+        command=typed_command(),
     )
     click.echo(path)
     if opened:

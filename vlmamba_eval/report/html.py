@@ -13,6 +13,7 @@ import io
 import json
 import math
 import os
+import re
 import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -245,7 +246,8 @@ def _board(models: Sequence[Row], baselines: Sequence[Published]) -> dict[str, A
             notes += [
                 f"† {row.title} on {row.task}: {row.source}{row.note and '; '}{row.note}." for row in own.values()
             ]
-    seen: list[Mark] = [mark for mark in MEANING if any(mark in run.scores.marks for m in models for run in m.runs.values())]
+    marks = {mark for model in models for run in model.runs.values() for mark in run.scores.marks}
+    seen: list[Mark] = [mark for mark in MEANING if mark in marks]
     return {
         "headers": [f"{_titled(run)} {spoken(run.scores.headline)}" for run in firsts],
         "measured": measured,
@@ -665,6 +667,12 @@ def _alike(runs: Sequence[tuple[int, Answers]]) -> list[list[tuple[int, Answers]
     return [members for _, members in lists]
 
 
+def natural(name: str) -> list[tuple[int, int, str]]:
+    """A key that sorts `popular/9` before `popular/10`."""
+    parts = re.split(r"(\d+)", name)
+    return [(1, int(part), "") if part.isdecimal() and part.isascii() else (0, 0, part) for part in parts]
+
+
 class _Strings:
     """Every text once, by number; -1 for none."""
 
@@ -683,6 +691,7 @@ def _columns(name: str, title: str, runs: Sequence[tuple[int, Answers]], picture
     for _, own in runs:
         for row in own.verdicts:
             first.setdefault(row["id"], row)
+    first = {key: first[key] for key in sorted(first, key=natural)}
     strings = _Strings()
     groups: dict[str, int] = {}
     members = [[groups.setdefault(group, len(groups)) for group in row["groups"]] for row in first.values()]
