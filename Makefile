@@ -22,6 +22,7 @@ $(VENV)/.trains: $(VENV)/.installed
 
 demo: $(VENV)/.installed
 	$(BIN)/vlmamba-eval --model vlmamba-tiny --tasks gqa,pope,mme --data samples --out demo
+	$(BIN)/vlmamba-eval view demo/runs --out demo/report.html --no-open
 
 test: $(VENV)/.tested
 	$(BIN)/python -m pytest

@@ -13,6 +13,7 @@ from vlmamba_eval.rows import Row, read_jsonl
 from vlmamba_eval.run import Outcome, conclude
 from vlmamba_eval.store import Run
 from vlmamba_eval.task import Task
+from vlmamba_eval.typed import command
 from vlmamba_eval.types import Answer, DataError, Generation, Sample
 
 
@@ -30,7 +31,7 @@ def score_answers(dataset: Dataset, answers_file: Path, out: Path, name: str | N
     with Run(manifest.folder(out), manifest) as run:
         new = [answer for answer in answers.values() if answer.id not in run.answers]
         if new:
-            run.log(event="imported", data=dataset.source, answers=str(answers_file.resolve()))
+            run.log(event="imported", data=dataset.source, answers=str(answers_file.resolve()), command=command())
             run.append(new)
         return conclude(dataset, run)
 

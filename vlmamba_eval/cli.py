@@ -11,6 +11,7 @@ import click
 from vlmamba_eval import __version__
 from vlmamba_eval.nearest import did_you_mean
 from vlmamba_eval.process import Stopped, make_streams_last, stop_cleanly
+from vlmamba_eval.typed import command
 from vlmamba_eval.types import EvalError, UsageError
 
 if TYPE_CHECKING:
@@ -27,6 +28,12 @@ Exit codes
   130  interrupted (143: terminated, 129: the terminal went away); the same command resumes
 
 \b
+Completion of commands, options, tasks and models
+  bash  eval "$(_VLMAMBA_EVAL_COMPLETE=bash_source vlmamba-eval)"   in ~/.bashrc
+  zsh   eval "$(_VLMAMBA_EVAL_COMPLETE=zsh_source vlmamba-eval)"    in ~/.zshrc
+  fish  _VLMAMBA_EVAL_COMPLETE=fish_source vlmamba-eval | source    in ~/.config/fish/config.fish
+
+\b
 Examples
   vlmamba-eval --model vlmamba-tiny --tasks gqa,pope,mme --data samples
   vlmamba-eval --model CHECKPOINT_FOLDER --tasks pope --data playground/data/eval
@@ -34,8 +41,12 @@ Examples
 """
 
 
-# Commands that belong to a family of models.
+# Commands that are imported when they are called.
 OTHERS = {
+    "compare": "vlmamba_eval.report.commands:compare",
+    "plot": "vlmamba_eval.report.commands:plot",
+    "report": "vlmamba_eval.report.commands:report",
+    "view": "vlmamba_eval.report.commands:view",
     "assemble": "vlmamba_eval.model_adapters.vlmamba.commands:assemble",
     "bench": "vlmamba_eval.model_adapters.vlmamba.commands:bench",
 }
@@ -56,6 +67,18 @@ class _BatchTokens(click.ParamType):
         if number < 1:
             self.fail(f"{value!r} is neither a positive number of tokens nor 'auto'.", param, ctx)
         return number
+
+
+def _completed(kind: str) -> Any:
+    """Shell completion of an option that names tasks, models or published rows, the last of a list of several."""
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+        from vlmamba_eval.report.completion import names
+
+        before, comma, last = incomplete.rpartition(",")
+        return [before + comma + name for name in names(kind) if name.startswith(last)]
+
+    return complete
 
 
 class _Commands(click.Group):
@@ -94,11 +117,15 @@ class _Commands(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.option(
-    "--model", metavar="MODEL", help="A model by name, FAMILY:ID_OR_FOLDER, or a checkpoint folder (see `list models`)."
+    "--model",
+    metavar="MODEL",
+    shell_complete=_completed("models"),
+    help="A model by name, FAMILY:ID_OR_FOLDER, or a checkpoint folder (see `list models`).",
 )
 @click.option(
     "--tasks",
     metavar="A,B,C",
+    shell_complete=_completed("tasks"),
     help="Benchmarks by name (see `list tasks`), separated by commas; file:PATH for questions of your own.",
 )
 @click.option(
@@ -281,6 +308,11 @@ def _evaluate(
             _say(f"When all parts are there: vlmamba-eval merge {out / 'shards'} --out {out}")
             return INCOMPLETE if failed > max_errors else COMPLETE
         outcomes = evaluate(adapter, datasets, out, max_errors=max_errors, answering=answering, **shared)
+    except (KeyboardInterrupt, Stopped) as error:
+        progress.close()
+        far = f" at {progress.so_far} answers" if progress.so_far else ""
+        _say(f"Interrupted{far}. They are safe; go on with the same command:\n  {command()}")
+        raise _Told(error.exit_code if isinstance(error, Stopped) else INTERRUPTED) from None
     finally:
         progress.close()
     return _finish(outcomes, out, "Run the same command again: it asks again what has no answer.")
@@ -323,7 +355,12 @@ def _named(adapter: Any, name: str) -> Any:
 @cli.command(
     short_help="Score anybody's answers into the same tables.", epilog="Exit codes are those of `vlmamba-eval --help`."
 )
-@click.option("--task", required=True, help="The benchmark that the answers are for (see `list tasks`).")
+@click.option(
+    "--task",
+    required=True,
+    shell_complete=_completed("tasks"),
+    help="The benchmark that the answers are for (see `list tasks`).",
+)
 @click.option(
     "--answers",
     required=True,
@@ -365,29 +402,14 @@ def merge(shares: tuple[Path, ...], data: str | None, out: Path, max_errors: int
     sys.exit(_finish(outcomes, out, "Run the parts again whose answers are missing, then merge again."))
 
 
-@cli.command(short_help="Show the tables again, from runs on disk.")
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
-@click.option(
-    "--baselines",
-    metavar="A,B,C",
-    help="Published rows to show, by their name in results/baselines.csv; `none` for none.",
-)
-@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Also write leaderboard.md and .csv here.")
-def report(runs: tuple[Path, ...], baselines: str | None, out: Path | None) -> None:
-    """Show the tables again, from runs on disk: run folders, or folders that hold some."""
-    from vlmamba_eval.store import find_runs
-
-    folders: list[Path] = []
-    for given in runs:
-        found = find_runs(given)
-        if not found:
-            raise UsageError(f"{given} holds no run with scores. Expected results/runs/<model>/<task>/<key>, or above.")
-        folders += found
-    _report(list(dict.fromkeys(folders)), baselines, out, relative_to=out or Path())
-
-
 @cli.command(short_help="Check a data folder: what is there, what is missing.")
-@click.option("--tasks", required=True, metavar="A,B,C", help="Benchmarks by name (see `list tasks`).")
+@click.option(
+    "--tasks",
+    required=True,
+    metavar="A,B,C",
+    shell_complete=_completed("tasks"),
+    help="Benchmarks by name (see `list tasks`).",
+)
 @click.option("--data", required=True, metavar="hub|DIR", help="The folder to look into, or `hub` to download.")
 def prepare(tasks: str, data: str) -> None:
     """Say what benchmarks need, what is there, what is missing and where it comes from; check counts and hashes.
@@ -472,7 +494,7 @@ def list_tasks() -> None:
                 known.origins["task", info.name],
             )
         )
-    _print_columns(rows)
+    _print_columns(rows, ("from", "measures", "images", "samples", "split", "scored"))
 
 
 @list_.command(name="models", short_help="Models by name, families and their options.")
@@ -486,7 +508,7 @@ def list_models(family: str | None) -> None:
         rows = [("model", "what it is", "from")]
         for name, found in known.families.items():
             rows += [(*row, known.origins["family", name]) for row in names_of([found])]
-        _print_columns(rows)
+        _print_columns(rows, ("from",))
         click.echo("\nOptions of a family: vlmamba-eval list models FAMILY")
         return
     found = known.families.get(family) or find_family(family)[0]
@@ -500,10 +522,18 @@ def list_models(family: str | None) -> None:
     )
 
 
-def _print_columns(rows: list[tuple[str, ...]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+def _print_columns(rows: list[tuple[str, ...]], spare: tuple[str, ...] = ()) -> None:
+    """Columns as wide as they need, or fitted to the terminal's width: without the `spare` ones, then wrapped."""
+    from vlmamba_eval.report.columns import columns
+
+    click.echo(columns(rows, _width(), spare))
+
+
+def _width() -> int | None:
+    """The columns of the terminal; None if standard output is none, so that lines stay whole."""
+    import shutil
+
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 # =============================================================================
@@ -581,6 +611,14 @@ def _report(folders: list[Path], baselines: str | None, out: Path | None, relati
         click.echo(path)
 
 
+class _Told(BaseException):
+    """A run was interrupted, and the user knows how far it came."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__()
+        self.code = code
+
+
 def main() -> NoReturn:
     """The console script. Ends with one of the documented exit codes."""
     make_streams_last()
@@ -599,15 +637,29 @@ def main() -> NoReturn:
     except EvalError as error:
         _say(f"Error: {error}")
         sys.exit(FAILED)
+    except _Told as error:
+        sys.exit(error.code)
     except (KeyboardInterrupt, click.Abort, Stopped) as error:
-        _say("Interrupted. What was answered is safe: run the same command again to resume.")
+        _say(f"Interrupted. {_kept()}".strip())
         sys.exit(error.exit_code if isinstance(error, Stopped) else INTERRUPTED)
     except Exception:  # noqa: BLE001 - the last resort: the traceback, and what to do
         import traceback
 
         traceback.print_exc()
-        _say("This is a fault of vlmamba-eval. What was answered is safe; run the same command again to resume.")
+        _say(f"This is a fault of vlmamba-eval. {_kept()}".strip())
         sys.exit(FAILED)
+
+
+def _kept() -> str:
+    """What a command that stopped has left, and how to go on."""
+    typed = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    if typed == "judge":
+        return f"Judgements so far are kept; go on with the same command:\n  {command()}"
+    if typed == "bench":
+        return "A measurement keeps nothing until it is finished: the same command begins anew."
+    if typed in cli.list_commands(click.Context(cli)):
+        return ""
+    return f"What was answered is safe; go on with the same command:\n  {command()}"
 
 
 def _say(message: str) -> None:

@@ -24,6 +24,7 @@ from vlmamba_eval.plan import ImageJobs, plan, share, unanswered
 from vlmamba_eval.score import score, verdict_rows
 from vlmamba_eval.store import SCORES, Run, read_scores
 from vlmamba_eval.task import Ranks, RanksItsOwnWay
+from vlmamba_eval.typed import command
 from vlmamba_eval.types import Answer, Failure, Progress, Question, Sample, Scores, Scoring, UsageError
 
 
@@ -210,4 +211,5 @@ def question(dataset: Dataset, sample: Sample, scoring: Scoring) -> Question:
 
 
 def _host() -> dict[str, str]:
-    return {"host": platform.node(), "python": platform.python_version(), "machine": platform.machine()}
+    where = {"host": platform.node(), "python": platform.python_version(), "machine": platform.machine()}
+    return where | {"command": command()}

@@ -54,6 +54,9 @@ def bootstrap(table: Floats, strata: Sequence[str], seed: int = 0, replicates: i
 
     The same bits on any number of threads and any processor: each product below is exact. Tables of equal strata get
     equal draws, so that the difference of two runs over the same images has a paired interval.
+
+    The variance of n draws is (n - 1) / n of what it should be for a stratum of n images. So n - 1 of them are drawn,
+    each weighing n / (n - 1), which mends that (Rao and Wu 1988, JASA 83, section 2).
     """
     rng = np.random.default_rng(seed)
     members: dict[str, list[int]] = defaultdict(list)

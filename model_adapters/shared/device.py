@@ -22,8 +22,13 @@ def choose(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
         where = torch.device(device)
     except RuntimeError as error:
         raise UsageError(f"unknown device {device!r}: expected cpu, cuda, cuda:N or auto") from error
+    if where.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {device}: models run on cpu and on cuda (cuda, cuda:N) here, not on {where.type}")
     if where.type == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: PyTorch sees no CUDA device here; run with --device cpu")
+    if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise UsageError(f"--device {device}: PyTorch sees {count} CUDA {'device' if count == 1 else 'devices'} here")
     if dtype == "auto":
         dtype = "float32" if where.type == "cpu" else "bfloat16"
     if dtype not in _DTYPES:

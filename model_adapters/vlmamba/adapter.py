@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -50,6 +50,17 @@ class VLMambaAdapter(EngineAdapter):
             return prepare(image, config.vision.image_size, config.preprocessing)
 
         super().__init__(model, tokenizer, info, pixels, sharing=sharing, limits=limits)
+
+    def telemetry(self) -> dict[str, Any]:
+        """Parameters, bytes of the state that stands for everything read so far, images that were encoded."""
+        language_model: Any = self.engine.model.language_model
+        state = language_model.new_state(1)
+        return {
+            "parameters": sum(parameter.numel() for parameter in self.engine.model.parameters()),
+            "state_bytes": sum(tensor.numel() * tensor.element_size() for tensor in state.tails + state.states),
+            "images_encoded": self.images_encoded,
+            "device": self.info.device,
+        }
 
 
 def describe(

@@ -18,7 +18,7 @@ from vlmamba_eval.adapter import AdapterInfo
 from vlmamba_eval.baselines import DEFAULT, choose, published
 from vlmamba_eval.dataset import load_dataset
 from vlmamba_eval.manifest import DataIdentity, Manifest, TaskIdentity
-from vlmamba_eval.report import text
+from vlmamba_eval.report import formats, text
 from vlmamba_eval.report.console import show
 from vlmamba_eval.report.tables import COLUMNS, RunScores, board, load_runs, markdown, spoken, tidy, write_leaderboard
 from vlmamba_eval.run import evaluate
@@ -43,10 +43,10 @@ def with_row(run: RunScores, **changes: Any) -> RunScores:
 
 def test_measured_and_published_rows_cannot_be_confused() -> None:
     table = board([scores()], choose(["llava-1.5-13b", "vl-mamba"]))
-    assert [(row[0], row[2], row[3]) for row in table.rows] == [
-        ("ours", False, ("85.50 [84.00, 86.50]",)),
-        ("LLaVA-1.5-13B", True, ("85.9†",)),
-        ("VL-Mamba (Mamba-2.8B)", True, ("84.4†",)),
+    assert [(line.model, line.kind, line.cells) for line in table.lines] == [
+        ("ours", "measured", ("85.5 [84.0, 86.5]",)),
+        ("LLaVA-1.5-13B", "published", ("85.9†",)),
+        ("VL-Mamba (Mamba-2.8B)", "published", ("84.4†",)),
     ]
     assert any("LLaVA model zoo" in note for note in table.notes)
     assert any("names no split" in note for note in table.notes)
@@ -55,8 +55,9 @@ def test_measured_and_published_rows_cannot_be_confused() -> None:
 def test_every_mark_stands_in_every_table_and_is_explained() -> None:
     runs = [scores(marks=("SAMPLES", "UNTRAINED")), scores(task="gqa", marks=("SAMPLES", "UNTRAINED", "PARTIAL"))]
     table = board(runs, [])
-    assert table.rows[0][1] == ("SAMPLES", "UNTRAINED")
-    assert table.rows[0][3][1].endswith(" PARTIAL")
+    assert table.lines[0].marks == ("SAMPLES", "UNTRAINED")
+    assert table.tasks == ("gqa", "pope")
+    assert table.lines[0].cells[0].endswith(" PARTIAL")
     page = markdown(runs, [])
     assert "**ours** SAMPLES UNTRAINED" in page
     assert "Task `pope` ([paper](https://arxiv.org/abs/2305.10355), [official scorer](https://github.com/" in page
@@ -97,17 +98,17 @@ def test_metrics_are_spoken_of_as_the_field_does() -> None:
 def test_likelihood_scores_stand_under_their_own_name() -> None:
     table = board([scores(), scores(scoring="likelihood")], choose(["llava-1.5-7b"]))
     assert table.tasks == ("pope", "pope (likelihood)")
-    assert table.rows[1][3] == ("85.9†", "")  # the published number is of generated answers
+    assert table.lines[1].cells == ("85.9†", "")  # the published number is of generated answers
 
 
 def test_two_runs_of_one_task_are_two_rows_named_by_their_key() -> None:
     table = board([scores(), replace(scores(), source="runs/ours/pope/fedcba987654")], [])
-    assert [row[0] for row in table.rows] == ["ours #012345", "ours #fedcba"]
+    assert [line.model for line in table.lines] == ["ours #012345", "ours #fedcba"]
 
 
 def test_an_unscored_run_has_a_row_without_a_value() -> None:
     run = scores(marks=("UNSCORED",), scores=())
-    assert board([run], []).rows[0][3] == ("-",)
+    assert board([run], []).lines[0].cells == ("-",)
     [row] = tidy([run], []).to_dict("records")
     assert row["status"] == "measured UNSCORED"
     assert row["value"] != row["value"]
@@ -124,7 +125,7 @@ def test_foreign_names_are_harmless_in_a_spreadsheet_and_in_markdown(tmp_path: P
     assert row["model"].startswith("'=cmd")
     assert row["category"].startswith("'=cmd")
     page = (tmp_path / "leaderboard.md").read_text()
-    assert not re.search(r"(?<!\\)(<script|\]\(|`c`)|\n\| x", page)
+    assert not re.search(r"(?<!\\)(<script|\]\(http://a|`c`)|\n\| x", page)
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", page)
 
 
@@ -153,7 +154,7 @@ def test_a_board_too_wide_for_its_place_stands_on_its_side() -> None:
         lines = [line for line in seen.getvalue().splitlines() if line.startswith(("┃", "│"))]
         assert lines[0].split()[1] == first
         assert max(map(len, lines)) <= 120
-        assert sum("85.50 [84.00, 86.50]" in line for line in lines) == (1 if first == "model" else 8)
+        assert sum("85.5 [84.0, 86.5]" in line for line in lines) == (1 if first == "model" else 8)
 
 
 def test_a_source_is_named_once_for_all_that_quote_it() -> None:
@@ -200,7 +201,7 @@ def test_an_unknown_baseline_names_the_nearest() -> None:
 def test_a_published_number_of_another_split_says_so_in_its_cell() -> None:
     vqa = scores(task="vqav2", title="VQAv2", split="val2014", headline="accuracy")
     vqa = with_row(vqa, metric="accuracy", split="val2014")
-    assert board([vqa], choose(["llava-1.5-7b"])).rows[1][3] == ("78.5† (test-dev2015)",)
+    assert board([vqa], choose(["llava-1.5-7b"])).lines[1].cells == ("78.5† (test-dev2015)",)
 
 
 def test_models_of_one_name_are_rows_of_their_own_and_say_how_they_differ(tmp_path: Path) -> None:
@@ -214,7 +215,7 @@ def test_models_of_one_name_are_rows_of_their_own_and_say_how_they_differ(tmp_pa
             adapter.info = replace(adapter.info, weights=weights, dtype=dtype)
             evaluate(adapter, [load_dataset(ToyTask(), str(data))], tmp_path)
     runs = load_runs(find_runs(tmp_path), tmp_path)
-    assert [row[0] for row in board(runs, []).rows] == [
+    assert [line.model for line in board(runs, []).lines] == [
         "toy-model (sha256 aaaaaa) (bfloat16)",
         "toy-model (sha256 aaaaaa) (float32)",
         "toy-model (sha256 bbbbbb) (bfloat16)",
@@ -227,7 +228,7 @@ def test_models_of_one_name_are_rows_of_their_own_and_say_how_they_differ(tmp_pa
 
 
 def test_one_models_tasks_are_one_row() -> None:
-    assert [row[0] for row in board([scores(), scores(task="gqa")], []).rows] == ["ours"]
+    assert [line.model for line in board([scores(), scores(task="gqa")], []).lines] == ["ours"]
 
 
 def test_verdicts_are_one_row_per_question(tmp_path: Path) -> None:
@@ -242,3 +243,62 @@ def test_verdicts_are_one_row_per_question(tmp_path: Path) -> None:
         "toy-model", "0-0", "red", "red", 1.0,
     )  # fmt: skip
     assert 100 * frame["credit"].mean() == outcome.scores.scores[0].value
+
+
+def test_samples_never_stand_above_published_numbers_as_if_comparable() -> None:
+    samples, real = scores("tiny", marks=("SAMPLES",)), scores("real")
+    quoted = choose(["llava-1.5-7b"])
+    alone = board([samples], quoted).sections
+    assert [[line.model for line in section.lines] for section in alone] == [["tiny"], ["LLaVA-1.5-7B"]]
+    assert all(section.title for section in alone)
+    mixed = board([samples, real], quoted).sections
+    assert [[line.model for line in section.lines] for section in mixed] == [["real", "LLaVA-1.5-7B"], ["tiny"]]
+    page = markdown([samples, real], quoted)
+    assert page.index("**real**") < page.index("LLaVA-1.5-7B (published)") < page.index("## On the bundled samples")
+    [only] = board([real], quoted).sections
+    assert only.title == ""
+
+
+def test_columns_are_in_the_order_of_the_papers_and_the_others_follow() -> None:
+    tasks = ("mme", "coco_caption", "pope", "seed_image", "gqa", "vqav2", "pope_9000")
+    table = board([scores(task=task) for task in tasks], [])
+    assert table.tasks == ("vqav2", "gqa", "pope", "pope_9000", "mme", "seed_image", "coco_caption")
+    heads = [line for line in markdown([scores(task=task) for task in tasks], []).splitlines() if "| model |" in line]
+    assert len(heads) == 2  # Table 1, then the rest
+
+
+def test_numbers_are_on_the_right_and_have_one_decimal() -> None:
+    page = markdown([scores(), with_row(scores(task="mme"), value=1531.319, ci_low=1490.0, ci_high=1570.25)], [])
+    assert "| --- | ---: | ---: |" in page
+    assert "1,531.3 [1,490.0, 1,570.2]" in page
+
+
+def test_a_paper_gets_booktabs_best_bold_second_underlined_and_footnotes() -> None:
+    runs = [
+        scores("a_b", marks=("PARTIAL",)), with_row(scores("c"), value=80.0), with_row(scores("d"), value=70.0),
+        with_row(scores("toy", marks=("SAMPLES",)), value=100.0),
+    ]  # fmt: skip
+    table = formats.write("latex", runs, choose(["llava-1.5-7b"]), intervals=True)
+    assert r"a\_b$^{a}$ & \textbf{85.5} \\" in table
+    assert r"c & \underline{80.0} \\" in table
+    assert r"d & 70.0 \\" in table
+    assert r"toy$^{b}$ & 100.0 \\" in table  # best of all, and comparable with none
+    assert r"LLaVA-1.5-7B & 85.9$^\dagger$ \\" in table
+    assert r"{\scriptsize [84.0, 86.5]}" in table
+    assert r"$^{a}$ PARTIAL: not the benchmark's whole list of questions." in table
+    assert table.count(r"\begin") == table.count(r"\end") == 1
+    assert r"\scriptsize" not in formats.write("latex", runs, [])
+
+
+def test_latex_prints_foreign_names_as_they_are() -> None:
+    assert formats.escaped(r"50% & \input{x} #1_2^3~") == (
+        r"50\% \& \textbackslash{}input\{x\} \#1\_2\textasciicircum{}3\textasciitilde{}"
+    )
+
+
+def test_json_holds_the_rows_of_the_csv() -> None:
+    import json
+
+    rows = json.loads(formats.write("json", [scores()], choose(["llava-1.5-7b"])))
+    assert [list(row) for row in rows] == [COLUMNS, COLUMNS]
+    assert (rows[0]["value"], rows[0]["n"], rows[1]["ci_low"]) == (85.5, 8910, None)

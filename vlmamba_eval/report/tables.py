@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import urllib.parse
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vlmamba_eval.baselines import Published
 from vlmamba_eval.files import write_atomic
@@ -21,7 +22,7 @@ from vlmamba_eval.manifest import Manifest, canonical_json
 from vlmamba_eval.registry import all_tasks
 from vlmamba_eval.report import text
 from vlmamba_eval.store import DONE, read_manifest, read_scores
-from vlmamba_eval.types import MEANING, Score, Scores
+from vlmamba_eval.types import MEANING, Mark, Score, Scores
 
 ABBREVIATIONS = {
     **{word: word.upper() for word in ("f1", "img", "tp", "fp", "tn", "fn", "meteor")},
@@ -68,52 +69,133 @@ def load_runs(folders: Iterable[Path], relative_to: Path) -> list[RunScores]:
     return sorted(runs, key=lambda run: (order.get(run.scores.task, 99), run.task, run.scores.model, run.source))
 
 
+TABLE_1 = ("vqav2", "gqa", "scienceqa", "scienceqa_img", "textvqa", "pope", "mme", "mmbench", "seed", "mmvet")
+PAPER = ("vqav2", "gqa", "scienceqa", "textvqa", "pope", "mme", "mmbench", "seed", "mmvet")
+"""The order of columns in the papers' Table 1; other tasks follow."""
+
+
+def in_order(tasks: Iterable[str]) -> list[str]:
+    """Tasks in the order of the papers' Table 1, a benchmark's variants beside each other; the others after them."""
+    order = {name: i for i, name in enumerate(all_tasks())}
+
+    def place(task: str) -> tuple[int, int, str]:
+        name = task.split(" (")[0]
+        family = next((i for i, base in enumerate(PAPER) if name.startswith(base)), len(PAPER))
+        return family, order.get(name, len(order)), task
+
+    return sorted(tasks, key=place)
+
+
 # =============================================================================
-# The leaderboard: one row a model, one column a task
+# The leaderboard: one row per model, one column per task
 # =============================================================================
 
 
 @dataclass(frozen=True)
+class Line:
+    """One row of the leaderboard: its cells are in the order of `Board.tasks`, each a value and what follows it.
+
+    `kind`: "measured" on a benchmark, "apart" (on the samples, or with random weights: comparable with nothing
+    published), or "published".
+    """
+
+    model: str
+    marks: tuple[Mark, ...]
+    kind: Literal["measured", "apart", "published"]
+    cells: tuple[str, ...]
+    values: tuple[float | None, ...] = ()
+    intervals: tuple[str, ...] = ()  # "" for none
+    remarks: tuple[str, ...] = ()  # marks, splits: what stands behind a value
+
+
+@dataclass(frozen=True)
+class Section:
+    """Lines that may be read against each other, under a heading ("" if there is nothing else)."""
+
+    title: str
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
 class Board:
-    """The leaderboard's cells as text. `rows` are (model, marks, published?, cells), cells in the order of `tasks`."""
+    """The leaderboard's cells as text, columns in the order of the papers' Table 1."""
 
     tasks: tuple[str, ...]
     headers: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[str, ...], bool, tuple[str, ...]], ...]
+    lines: tuple[Line, ...]
     notes: tuple[str, ...]
+
+    @property
+    def sections(self) -> tuple[Section, ...]:
+        """Measured and published lines together; what is comparable with none of them apart, never above them."""
+        fair = tuple(line for line in self.lines if line.kind == "measured")
+        quoted = tuple(line for line in self.lines if line.kind == "published")
+        apart = tuple(line for line in self.lines if line.kind == "apart")
+        if not apart:
+            return (Section("", (*fair, *quoted)),)
+        beside = Section(APART, apart)
+        if not fair:
+            return (beside, Section(QUOTED, quoted)) if quoted else (Section("", apart),)
+        return (Section(FAIR, (*fair, *quoted)), beside)
+
+
+FOOTNOTE = "Measured values with their 95 % interval (bootstrap over images); † published, not measured."
+FAIR = "On the benchmarks"
+APART = "On the bundled samples, or with random weights: comparable with nothing published"
+QUOTED = "Published, on the benchmarks themselves"
 
 
 def board(runs: Sequence[RunScores], baselines: Sequence[Published]) -> Board:
-    """Arrange runs and published numbers in one table, measured rows first."""
-    titles = {run.task: (run.scores.title, run.scores.headline, run.scores.scoring) for run in runs}
-    tasks = tuple(titles)
-    headers = tuple(
-        f"{title} {spoken(metric)}" + ("" if scoring == "generate" else f" ({scoring})")
-        for title, metric, scoring in titles.values()
-    )
-    rows: list[tuple[str, tuple[str, ...], bool, tuple[str, ...]]] = []
+    """Arrange runs and published numbers: one line per model, one column per task."""
+    firsts: dict[str, RunScores] = {}
+    for run in runs:
+        firsts.setdefault(run.task, run)
+    tasks = tuple(in_order(firsts))
+    headers = tuple(_header(firsts[task]) for task in tasks)
+    lines: list[Line] = []
     notes: list[str] = []
-    for model, cells in _by_model(runs).items():
+    for model, cells in sorted(rows_of_models(runs).items()):
         marks = [set(run.scores.marks) for run in cells.values()]
         common = set.intersection(*marks)
-        texts = []
-        for task in tasks:
-            run = cells.get(task)
-            own = "" if run is None else "".join(f" {mark}" for mark in run.scores.marks if mark not in common)
-            texts.append("" if run is None else shown(run.headline) + own)
-        rows.append((model, tuple(mark for mark in MEANING if mark in common), False, tuple(texts)))
-        notes += [f"{mark}: {MEANING[mark]}." for mark in MEANING if any(mark in found for found in marks)]
-    splits = {run.task: run.headline.split if run.headline else run.scores.split for run in runs}
-    wanted = {task: (title, metric, splits[task]) for task, (title, metric, _) in titles.items()}
+        found = [cells.get(task) for task in tasks]
+        heads = [run.headline if run else None for run in found]
+        own = [" ".join(mark for mark in run.scores.marks if mark not in common) if run else "" for run in found]
+        texts = [
+            " ".join(filter(None, (shown(head), mine))) if run else ""
+            for run, head, mine in zip(found, heads, own, strict=True)
+        ]
+        kind = "apart" if all(each & {"SAMPLES", "UNTRAINED"} for each in marks) else "measured"
+        lines.append(
+            Line(
+                model,
+                tuple(mark for mark in MEANING if mark in common),
+                kind,
+                tuple(texts),
+                tuple(head.value if head else None for head in heads),
+                tuple(interval(head) for head in heads),
+                tuple(own),
+            )
+        )
+        notes += [f"{mark}: {MEANING[mark]}." for mark in MEANING if any(mark in each for each in marks)]
+    wanted = {
+        task: (run.scores.title, run.scores.headline, run.headline.split if run.headline else run.scores.split)
+        for task in tasks
+        for run in (firsts[task],)
+    }
     quoted, sources = _published(wanted, baselines)
-    return Board(tasks, headers, (*rows, *quoted), (*dict.fromkeys(notes), *sources))
+    return Board(tasks, headers, (*lines, *quoted), (*dict.fromkeys(notes), *sources))
+
+
+def _header(run: RunScores) -> str:
+    scoring = "" if run.scores.scoring == "generate" else f" ({run.scores.scoring})"
+    return f"{run.scores.title} {spoken(run.scores.headline)}{scoring}"
 
 
 def _published(
     wanted: Mapping[str, tuple[str, str, str]], baselines: Sequence[Published]
-) -> tuple[list[tuple[str, tuple[str, ...], bool, tuple[str, ...]]], list[str]]:
-    """The rows of published numbers for tasks' (title, headline metric, measured split), and a note on each source."""
-    rows: list[tuple[str, tuple[str, ...], bool, tuple[str, ...]]] = []
+) -> tuple[list[Line], list[str]]:
+    """The lines of published numbers for tasks' (title, headline metric, measured split), and a note on each source."""
+    rows: list[Line] = []
     quoting: dict[str, list[str]] = {}  # who quotes a source
     for model in dict.fromkeys(row.model for row in baselines):
         own = {(row.task, row.metric): row for row in baselines if row.model == model and row.category == "all"}
@@ -122,7 +204,13 @@ def _published(
             continue
         title = next(iter(chosen.values())).title
         texts = [_quoted(chosen[task], split) if task in chosen else "" for task, (_, _, split) in wanted.items()]
-        rows.append((title, (), True, tuple(texts)))
+        values = tuple(chosen[task].value if task in chosen else None for task in wanted)
+        places = [chosen[task].split or "split not stated" if task in chosen else "" for task in wanted]
+        remarks = tuple(
+            "" if place in (split, "all") else place
+            for place, (_, _, split) in zip(places, wanted.values(), strict=True)
+        )
+        rows.append(Line(title, (), "published", tuple(texts), values, ("",) * len(wanted), remarks))
         sources: dict[str, list[str]] = {}
         for task, row in chosen.items():
             sources.setdefault(f"{row.source}{row.note and '; '}{row.note}", []).append(wanted[task][0])
@@ -132,8 +220,10 @@ def _published(
     return rows, [f"† {', '.join(names)}: {source}." for source, names in quoting.items()]
 
 
-def _by_model(runs: Sequence[RunScores]) -> dict[str, dict[str, RunScores]]:
-    """One row per model: equal weights, precision and settings. A second run of the same task is a row of its own.
+def rows_of_models(runs: Sequence[RunScores]) -> dict[str, dict[str, RunScores]]:
+    """One row per model, in the order of the runs: equal weights, precision and settings.
+
+    A second run of the same task is a row of its own.
 
     Models of one name are told apart by what differs between them: precision, sharing, weights, other settings.
     """
@@ -142,7 +232,7 @@ def _by_model(runs: Sequence[RunScores]) -> dict[str, dict[str, RunScores]]:
         place = next(n for n in itertools.count() if run.task not in rows.get((*_identity(run), n), {}))
         rows.setdefault((*_identity(run), place), {})[run.task] = run
     names = _labels([next(iter(cells.values())) for cells in rows.values()])
-    return dict(sorted(zip(names, rows.values(), strict=True)))
+    return dict(zip(names, rows.values(), strict=True))
 
 
 def _identity(run: RunScores) -> tuple[str, str]:
@@ -193,7 +283,7 @@ _DIFFERENCES: tuple[Callable[[RunScores], str], ...] = (
 
 def _quoted(row: Published, split: str) -> str:
     """A published value with its dagger, and with its split where that is not the one that was measured."""
-    value = f"{row.value:g}†" if row.value >= 200 else f"{row.value:.1f}†"
+    value = f"{number(row.value)}†"
     return value if row.split in (split, "all") else f"{value} ({row.split or 'split not stated'})"
 
 
@@ -203,9 +293,14 @@ def shown(score: Score | None) -> str:
         return "-"
     if score.plain:
         return f"{score.value:,.0f}"
-    if score.ci_low is None or score.ci_high is None:
-        return number(score.value)
-    return f"{number(score.value)} [{number(score.ci_low)}, {number(score.ci_high)}]"
+    return f"{number(score.value)} {interval(score)}".rstrip()
+
+
+def interval(score: Score | None) -> str:
+    """A score's interval in brackets; "" if it has none."""
+    if score is None or score.ci_low is None or score.ci_high is None:
+        return ""
+    return f"[{number(score.ci_low)}, {number(score.ci_high)}]"
 
 
 def spoken(metric: str) -> str:
@@ -214,8 +309,8 @@ def spoken(metric: str) -> str:
 
 
 def number(value: float) -> str:
-    """A value on the published scale: one decimal for MME points, two for percentages."""
-    return f"{value:.1f}" if abs(value) >= 200 else f"{value:.2f}"
+    """A value on the published scale, one decimal as the papers have it; CSV and JSON hold all digits."""
+    return f"{value:,.1f}"
 
 
 # =============================================================================
@@ -224,27 +319,39 @@ def number(value: float) -> str:
 
 
 def markdown(runs: Sequence[RunScores], baselines: Sequence[Published]) -> str:
-    """The whole report: leaderboard, notes, and a table of every metric of every run."""
+    """The whole report: the papers' Table 1, other benchmarks, notes, then every metric of every run."""
     table = board(runs, baselines)
-    lines = ["# Leaderboard", ""]
-    lines += _table(
-        ("model", *table.headers),
-        [
-            (f"{model} (published)" if quoted else " ".join((f"**{text.markdown(model)}**", *marks)), *cells)
-            for model, marks, quoted, cells in table.rows
-        ],
-    )
+    lines = ["# Leaderboard"]
+    for section in table.sections:
+        if section.title:
+            lines += ["", f"## {section.title}"]
+        for columns in _halves(table):
+            rows = [(_named(line), *(line.cells[i] for i in columns)) for line in section.lines]
+            rows = [row for row in rows if any(row[1:])]
+            if rows:
+                lines += ["", *_table(("model", *(table.headers[i] for i in columns)), rows, left=1)]
     lines += [
         "",
         "Measured values carry their 95 % interval, from the bootstrap over images; † published, not measured.",
-        "",
     ]
-    lines += [f"- {note}" for note in table.notes]
-    for run in runs:
+    lines += ["", *(f"- {note}" for note in table.notes)]
+    for run in sorted(runs, key=lambda run: table.tasks.index(run.task)):
         lines += ["", f"## {run.scores.title}: {text.markdown(run.scores.model)}", ""]
         lines += [" ".join([f"Task `{run.task}`{_links(run)}, split {run.scores.split}.", *_described(run)])]
         lines += _details(run)
     return "\n".join(lines) + "\n"
+
+
+def _halves(table: Board) -> list[list[int]]:
+    """The places of the columns of the papers' Table 1, and of the other benchmarks."""
+    first = [i for i, task in enumerate(table.tasks) if task in TABLE_1]
+    rest = [i for i, task in enumerate(table.tasks) if task not in TABLE_1]
+    return [columns for columns in (first, rest) if columns]
+
+
+def _named(line: Line) -> str:
+    name = text.markdown(line.model)
+    return f"{name} (published)" if line.kind == "published" else " ".join((f"**{name}**", *line.marks))
 
 
 def _links(run: RunScores) -> str:
@@ -261,7 +368,7 @@ def _described(run: RunScores) -> list[str]:
         marks.append(f"Graded by the judge {text.markdown(scores.judge)}; other judges give other numbers.")
     if run.manifest.decoding and not run.manifest.decoding.greedy:
         marks.append("Not deterministic: another run may give other answers.")
-    return [counts, *marks, f"Run: {text.markdown(run.source)}."]
+    return [counts, *marks, f"Run: [{text.markdown(run.source)}]({urllib.parse.quote(run.source, errors='replace')})."]
 
 
 def _details(run: RunScores) -> list[str]:
@@ -269,21 +376,26 @@ def _details(run: RunScores) -> list[str]:
     groups: dict[tuple[str, str, int], dict[str, Score]] = {}  # metrics over other questions stand apart
     for score in run.scores.scores:
         groups.setdefault((score.split, score.category, score.n), {})[score.metric] = score
-    tables: dict[tuple[str, ...], list[Sequence[str]]] = {}
+    tables: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
     for (split, category, _), found in groups.items():
         some = next(iter(found.values()))
         values = [f"**{shown(score)}**" if score.headline else shown(score) for score in found.values()]
         counts = [f"{count:,}" for count in (some.n, some.n_images, some.n_unparsed, some.n_truncated)]
-        tables.setdefault(tuple(found), []).append((split, text.markdown(category), *values, *counts))
+        tables.setdefault(tuple(found), []).append((text.markdown(split), text.markdown(category), *values, *counts))
     lines: list[str] = []
     for metrics, rows in tables.items():
         headers = ["split", "category", *map(spoken, metrics), "n", "images", "unparsed", "truncated"]
-        lines += ["", *_table(headers, rows)]
+        told = (
+            1 if len({row[0] for row in rows}) == 1 and len(rows) > 1 else 0
+        )  # one split for all stands above already
+        lines += ["", *_table(headers[told:], [row[told:] for row in rows], left=2 - told)]
     return lines
 
 
-def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(cells) + " |" for cells in (headers, ["---"] * len(headers), *rows)]
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> list[str]:
+    """A table whose first `left` columns are words, and whose others are numbers on the right."""
+    rule = ["---"] * left + ["---:"] * (len(headers) - left)
+    return ["| " + " | ".join(cells) + " |" for cells in (headers, rule, *rows)]
 
 
 # =============================================================================

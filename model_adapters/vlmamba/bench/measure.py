@@ -46,7 +46,8 @@ def answering(
     entered = contestants(subject, batch, modes, peers, part)
     say(f"{repeats} turns of {', '.join(contestant.name for contestant in entered)}, each after a warm-up")
     runs = {contestant.name: contestant.answer for contestant in entered}
-    times = take_turns(runs, repeats, subject.device, {contestant.name: contestant.warm_up for contestant in entered})
+    warm_ups = {contestant.name: contestant.warm_up for contestant in entered}
+    times = take_turns(runs, repeats, subject.device, warm_ups, say)
     return _rows(subject, profile, images, batch, entered, times)
 
 

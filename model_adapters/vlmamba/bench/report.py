@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from vlmamba_eval.types import UsageError
+
 NAN = float("nan")
 
 COLUMNS = {
@@ -214,88 +216,13 @@ def _memory(mib: float | None) -> str:
 # The figure
 # =============================================================================
 
-_COLOURS = {
-    "shared": "#1b6ca8",
-    "whole": "#1b6ca8",
-    "pieces": "#5fa8d3",
-    "unshared": "#e08e45",
-    "one-by-one": "#a8a29a",
-    "llama": "#b5473c",
-    "transformers": "#b5473c",
-    "transformers-batched": "#7a2e27",
-}
-
 
 def draw(rows: Sequence[Row], machine: Mapping[str, str], path: Path) -> bool:
-    """Draw what the profile is about; False where matplotlib is not installed."""
+    """Draw what the profile is about; False if matplotlib is not installed."""
+    from vlmamba_eval.report import plots
+
     try:
-        import matplotlib
-    except ImportError:
+        plots.speed([asdict(row) for row in rows], machine.get("GPU", machine["processor"]), path)
+    except UsageError:
         return False
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    profile = rows[0].profile
-    with plt.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        if profile == "lengths":
-            figure, (time, memory) = plt.subplots(1, 2, figsize=(8.5, 3.4))
-            _lines(time, rows, _tokens, _seconds)
-            time.set(xlabel="tokens", ylabel="seconds to read them")
-            _lines(memory, rows, _tokens, lambda row: (row.kept_mib,) * 3)
-            _lines(memory, rows, _tokens, lambda row: (row.peak_mib,) * 3, linestyle=":")
-            memory.set(xlabel="tokens", ylabel="MiB kept (dotted: at the peak)")
-            time.legend(frameon=False)
-        elif profile == "images":
-            figure, axes = plt.subplots(figsize=(5.2, 3.4))
-            _lines(axes, rows, lambda row: row.questions, _seconds)
-            axes.set(xlabel="questions an image", ylabel="seconds an image")
-            axes.legend(frameon=False)
-        else:
-            figure, axes = plt.subplots(figsize=(6.4, 0.7 + 0.42 * len(rows)))
-            _bars(axes, rows)
-        figure.suptitle(
-            f"{rows[0].model}, {profile}: {machine.get('GPU', machine['processor'])}, {rows[0].dtype}", fontsize=9
-        )
-        figure.tight_layout()
-        figure.savefig(path, dpi=150)
-        plt.close(figure)
     return True
-
-
-def _tokens(row: Row) -> int:
-    return row.prefix_tokens
-
-
-def _seconds(row: Row) -> tuple[float, float, float]:
-    return row.seconds, row.seconds_min, row.seconds_max
-
-
-def _lines(axes: Any, rows: Sequence[Row], x: Any, y: Any, linestyle: str = "-") -> None:
-    """A line for each mode, from the least to the most as a band, on logarithmic axes."""
-    for mode in dict.fromkeys(row.mode for row in rows):
-        own = [row for row in rows if row.mode == mode and y(row)[0] is not None and y(row)[0] == y(row)[0]]
-        if not own:
-            continue
-        xs = [x(row) for row in own]
-        middle, low, high = zip(*(y(row) for row in own), strict=True)
-        model = own[0].model
-        label = {"llama": model, "whole": model, "pieces": f"{model}, in pieces"}.get(mode, mode)
-        colour = _COLOURS.get(mode)
-        axes.plot(xs, middle, marker="o", markersize=3.5, color=colour, label=label, linestyle=linestyle)
-        axes.fill_between(xs, low, high, color=colour, alpha=0.2, linewidth=0)
-    axes.set(xscale="log", yscale="log")
-    ticks = sorted({x(row) for row in rows})
-    axes.set_xticks(ticks, [f"{tick // 1024}k" if tick % 1024 == 0 else str(tick) for tick in ticks])
-    axes.xaxis.minorticks_off()
-
-
-def _bars(axes: Any, rows: Sequence[Row]) -> None:
-    for place, row in enumerate(rows):
-        seconds = row.seconds / row.images
-        error = [[(row.seconds - row.seconds_min) / row.images], [(row.seconds_max - row.seconds) / row.images]]
-        axes.barh(place, seconds, xerr=error, color=_COLOURS.get(row.mode, "#777777"), height=0.6, ecolor="#333333")
-        axes.text(row.seconds_max / row.images * 1.06, place, f"{_short(seconds)} s, {_short(row.ratio)}x", va="center")
-    axes.set_yticks(range(len(rows)), [row.mode for row in rows])
-    axes.invert_yaxis()
-    axes.set(xlabel="seconds an image", xscale="log")
-    axes.margins(x=0.25)

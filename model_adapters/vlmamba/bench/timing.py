@@ -51,23 +51,33 @@ def take_turns(
     repeats: int,
     device: torch.device | str,
     warm_ups: Mapping[str, Callable[[], object]] | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Times[T]]:
     """Time every run `repeats` times, all in each repeat, another one first each time.
+
+    `say` is told before each run which one it is and, once all had their first turn, how long the rest will take.
 
     A run's warm-up, which is not timed, goes before each of its turns: an evaluation runs for hours, and what another
     contestant has left in memory and caches is no part of it.
     """
     names = list(runs)
     times: dict[str, Times[T]] = {name: Times() for name in names}
+    took: dict[str, float] = {}  # seconds of a turn, its warm-up included
     for repeat in range(repeats):
         first = repeat % len(names)
-        for name in names[first:] + names[:first]:
+        order = names[first:] + names[:first]
+        for place, name in enumerate(order):
+            left = sum(took.get(other, 0.0) for other in order[place:]) + sum(took.values()) * (repeats - repeat - 1)
+            estimate = f", about {left:,.0f} s left" if len(took) == len(names) else ""
+            say(f"turn {repeat + 1} of {repeats}: {name}{estimate}")
+            began = time.perf_counter()
             if warm_ups and name in warm_ups:
                 warm_ups[name]()
             seconds, returned = timed(runs[name], device)
             times[name].seconds.append(seconds)
             if repeat == 0:
                 times[name].returned = returned
+            took[name] = time.perf_counter() - began
     return times
 
 

@@ -131,6 +131,14 @@ def test_a_ratio_is_that_of_the_medians_with_the_spread_of_single_turns() -> Non
     assert (found.of_medians, found.least, found.most) == (10.0, 5.0, 20.0)
 
 
+def test_a_measurement_says_what_it_does_and_how_long_it_will_take() -> None:
+    said: list[str] = []
+    take_turns({"a": lambda: None, "b": lambda: None}, 2, "cpu", say=said.append)
+    assert said[:2] == ["turn 1 of 2: a", "turn 1 of 2: b"]  # before each had a turn, nothing is known
+    assert [line.split(",")[0] for line in said[2:]] == ["turn 2 of 2: b", "turn 2 of 2: a"]
+    assert all(line.endswith(" s left") for line in said[2:])
+
+
 def test_contestants_take_turns_and_another_one_is_first_each_time() -> None:
     order: list[str] = []
     runs = {name: lambda name=name: order.append(name) for name in "abc"}
