@@ -230,7 +230,9 @@ class Download:
             raise
         if problems:
             raise problems[0]
-        return Result(self._fetched, (*self._failures, *self._dead.values()))
+        result = Result(self._fetched, (*self._failures, *self._dead.values()))
+        self._fetched, self._failures, self._dead = 0, [], {}
+        return result
 
     def _work(self, jobs: queue.SimpleQueue[list[Item] | None], problems: list[BaseException]) -> None:
         while (run := jobs.get()) is not None and not problems:

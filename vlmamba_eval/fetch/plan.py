@@ -6,12 +6,12 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlmamba_eval.archive import data_root
 from vlmamba_eval.dataset import Dataset, load_dataset
 from vlmamba_eval.sources import ByHand, File, Pictures, Terms
-from vlmamba_eval.types import DataError, UsageError
+from vlmamba_eval.types import DataError, EvalError, UsageError
 
 if TYPE_CHECKING:
     from vlmamba_eval.task import Task
@@ -37,13 +37,13 @@ class Wanted:
 class Need:
     """One task in one data folder.
 
-    `dataset` is None while its questions can't be read; `problem` says why. `expected` pictures are then not known by
+    `dataset` is None while its questions can't be read; `error` says why. `expected` pictures are then not known by
     name. `by_hand` is what no program can fetch.
     """
 
     task: Task
     dataset: Dataset | None = None
-    problem: str = ""
+    error: EvalError | None = None
     pictures: int = 0
     missing: list[Wanted] = field(default_factory=list)
     unsourced: list[ImageRef] = field(default_factory=list)
@@ -52,17 +52,19 @@ class Need:
 
     @property
     def ready(self) -> bool:
-        """Whether a run finds all questions and pictures."""
-        return self.dataset is not None and not self.missing_pictures
+        """Whether a run finds all questions and pictures, and gold labels if it is scored here."""
+        if self.dataset is None or self.missing_pictures:
+            return False
+        return self.dataset.labelled or self.task.info.scored != "here"
+
+    @property
+    def problem(self) -> str:
+        return str(self.error or "")
 
     @property
     def missing_pictures(self) -> int:
         """How many pictures of known names are missing."""
         return len(self.unsourced) + sum(isinstance(wanted.source, Pictures) for wanted in self.missing)
-
-    @property
-    def missing_files(self) -> list[Wanted]:
-        return [wanted for wanted in self.missing if isinstance(wanted.source, File)]
 
     @property
     def size(self) -> int:
@@ -71,8 +73,11 @@ class Need:
         return sum(wanted.size for wanted in self.missing) + self.expected * mean
 
 
-def look(task: Task, where: str) -> Need:
-    """Read the task's questions from a data folder and look for every file that it needs."""
+def look(task: Task, where: str, **load: Any) -> Need:
+    """Read the task's questions from a data folder and look for every file that it needs.
+
+    `load` goes to `load_dataset`: with a limit, only its questions' pictures are needed.
+    """
     need = Need(task)
     info = task.info
     root = data_root(where)
@@ -83,9 +88,9 @@ def look(task: Task, where: str) -> Need:
         if isinstance(source, File) and not (root / source.path).exists()
     ]
     try:
-        need.dataset = load_dataset(task, where)
+        need.dataset = load_dataset(task, where, **load)
     except (DataError, UsageError) as error:
-        need.problem = str(error)
+        need.error = error
         need.missing = files
         if any(isinstance(source, Pictures) for source in info.sources):
             need.expected = info.images or 0
