@@ -63,7 +63,7 @@ def load_dataset(
         bundled = root.resolve() == samples_folder().resolve()  # whatever they are called, they are no benchmark
         if not where or not root.is_dir():
             raise UsageError(
-                f"--data {where or repr(where)}: no such folder. Give a folder or a tar file of one, `hub`, or `samples`."
+                f"--data {where or repr(where)}: no such folder. Give a folder, a tar file of one, `hub`, or `samples`."
             )
         if bundled and not has_samples(task):
             raise UsageError(

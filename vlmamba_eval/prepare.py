@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import re
 import shutil
@@ -14,7 +15,7 @@ from vlmamba_eval.dataset import Dataset, load_dataset
 from vlmamba_eval.fetch.http import Http
 from vlmamba_eval.fetch.plan import Need, about, announce, batches, in_bytes, look
 from vlmamba_eval.hub import Hub
-from vlmamba_eval.sources import File, Pictures, in_words
+from vlmamba_eval.sources import ByHand, File, Pictures, in_words
 from vlmamba_eval.types import DataError, EvalError, UsageError
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ def overview(needs: Sequence[Need]) -> list[tuple[str, ...]]:
             lacking = need.missing_pictures
             pictures = f"{lacking:,} missing" if lacking else f"{need.pictures:,}"
         fetch = about(need.size) if need.missing or need.expected else ""
+        if dataset is None and not info.images and any(isinstance(s, Pictures) for s in info.sources):
+            fetch = f"{fetch} and pictures".strip()
         if need.by_hand:
             fetch = f"{fetch}, some by hand" if fetch else f"by hand{' or --data hub' if info.hub else ''}"
         wants = ", ".join(text if there else f"{text}: not here" for text, there in requirements(info))
@@ -232,10 +235,7 @@ def settle(
         if where in ("hub", "samples") or data_root(where).is_file():
             for task in chosen:
                 if where == "hub" and data == "auto" and ask is not None and not _hub_cached(task.info.hub):
-                    if not ask(
-                        f"To be fetched:\n  {task.info.name} from the hub's copy {task.info.hub}: {hub_size(task)}"
-                    ):
-                        raise DataError(f"{task.info.name}: its questions are not here, and nothing was fetched.")
+                    _ask_for_hub(task, ask)
                 found[task.info.name] = load_dataset(task, where, **load)
             continue
         needs = [look(task, where, **load) for task in chosen]
@@ -244,6 +244,14 @@ def settle(
         for need in needs:
             found[need.task.info.name] = _dataset_of(need, where, say)
     return [found[task.info.name] for task in tasks]
+
+
+def _ask_for_hub(task: Task, ask: Ask) -> None:
+    info = task.info
+    plan = [f"To be fetched:\n  {info.name}, {hub_size(task)}, from the hub's open copy {info.hub}"]
+    plan += [f"  (the official files come {in_words(source)})" for source in info.sources if isinstance(source, ByHand)]
+    if not ask("\n".join(plan)):
+        raise DataError(f"{info.name}: its data is not here, and nothing was fetched.")
 
 
 def _dataset_of(need: Need, where: str, say: Callable[[str], None]) -> Dataset:
@@ -276,9 +284,7 @@ def _hub_cached(name: str) -> bool:
     """Whether a data set of the hub was fetched before, as far as the cache's files tell."""
     from huggingface_hub import try_to_load_from_cache
 
-    return bool(name) and (
-        Path(name).is_dir() or isinstance(try_to_load_from_cache(name, "README.md", repo_type="dataset"), str)
-    )
+    return Path(name).is_dir() or isinstance(try_to_load_from_cache(name, "README.md", repo_type="dataset"), str)
 
 
 class _Listing(Hub):
@@ -296,10 +302,8 @@ class _Listing(Hub):
 def hub_size(task: Task) -> str:
     """How much the hub's copy of a task's data is, in words, from the data set's own card."""
     listing = _Listing()
-    try:
+    with contextlib.suppress(EvalError):  # no rows come, of course
         task.load_hub(listing)
-    except EvalError:
-        pass  # no rows came, of course
     total = 0
     for dataset, config in dict.fromkeys(listing.parts):
         try:

@@ -31,10 +31,10 @@ class File:
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pictures of a benchmark, in a zip and perhaps also one by one.
+    """The pictures of a benchmark, in a zip, one by one, or both.
 
-    `{name}` in `member` and `each` stands for a picture's name below its picture folder. The source has the pictures whose
-    names begin with `prefix`. `size` is about that of one picture, `zip_size` that of the whole archive, in bytes.
+    `{name}` in `member` and `each` stands for a picture's name below its picture folder. The source has the pictures
+    whose names begin with `prefix`. `size` is about that of one picture, `zip_size` that of the archive, in bytes.
     """
 
     terms: Terms
