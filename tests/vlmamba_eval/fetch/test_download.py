@@ -207,7 +207,11 @@ def test_a_web_page_or_a_cut_picture_is_no_picture(server: Server, http: Http, t
     server.put("/c.jpg", picture(3))
     source = Pictures(TERMS, each=f"{server.url}/{{name}}")
     result = run(tmp_path, http, pictures(tmp_path, ["a.jpg", "b.jpg", "c.jpg", "d.jpg"], source))
-    assert sorted(failure.split(": ")[0].rpartition("/")[2] for failure in result.failures) == ["a.jpg", "b.jpg", "d.jpg"]
+    assert sorted(failure.split(": ")[0].rpartition("/")[2] for failure in result.failures) == [
+        "a.jpg",
+        "b.jpg",
+        "d.jpg",
+    ]
     assert fetched(tmp_path) == {"c.jpg": picture(3)}
 
 
