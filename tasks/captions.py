@@ -22,8 +22,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from vlmamba_eval.sources import ByHand, File, Pictures, Terms
 from vlmamba_eval.task import Task, TaskInfo
 from vlmamba_eval.tasks.caption_metrics import COLUMNS, ORDERS, Corpus, bleu, meteor
+from vlmamba_eval.tasks.coco import VAL2014
+from vlmamba_eval.tasks.textvqa import PICTURES
 from vlmamba_eval.types import DataError, Graded, ImageRef, Loaded, Metric, Sample, Verdict
 
 if TYPE_CHECKING:
@@ -36,6 +39,8 @@ PROMPT = "Provide a one-sentence caption for the provided image."
 DOMAINS = ("in-domain", "near-domain", "out-domain")  # of NoCaps
 
 
+KARPATHY = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
+KARPATHY_TERMS = Terms("as the data's page says", "https://cs.stanford.edu/people/karpathy/deepimagesent")
 COCO = TaskInfo(
     name="coco_caption",
     title="COCO captions",
@@ -48,10 +53,11 @@ COCO = TaskInfo(
     paper="https://arxiv.org/abs/1504.00325",
     scorer="https://github.com/tylin/coco-caption",
     folders=("coco_caption", "coco"),
+    extra="caption",
+    programs=("java",),
     sources=(
-        "dataset_coco.json: caption_datasets.zip of https://cs.stanford.edu/people/karpathy/deepimagesent, into "
-        "coco_caption",
-        "The pictures: COCO val2014 (http://images.cocodataset.org/zips/val2014.zip, 6 GB) into coco_caption/val2014",
+        File("coco_caption/dataset_coco.json", KARPATHY, KARPATHY_TERMS, member="dataset_coco.json", size=25_000_000),
+        VAL2014,
     ),
 )
 NOCAPS = replace(
@@ -66,7 +72,17 @@ NOCAPS = replace(
     folders=("nocaps",),
     hub="lmms-lab-encoder/NoCaps",
     sources=(
-        "https://nocaps.s3.amazonaws.com/nocaps_val_4500_captions.json into nocaps; its pictures into nocaps/val",
+        File(
+            "nocaps/nocaps_val_4500_captions.json",
+            "https://nocaps.s3.amazonaws.com/nocaps_val_4500_captions.json",
+            Terms("as the data's page says", "https://nocaps.org/download"),
+            size=5_000_000,
+        ),
+        Pictures(
+            Terms("pictures of Open Images, listed as CC BY 2.0", "https://storage.googleapis.com/openimages/web"),
+            each="https://s3.amazonaws.com/open-images-dataset/validation/{name}",
+            size=300_000,
+        ),
     ),
 )
 FLICKR30K = replace(
@@ -79,9 +95,19 @@ FLICKR30K = replace(
     paper="https://aclanthology.org/Q14-1006",
     folders=("flickr30k",),
     sources=(
-        "dataset_flickr30k.json: caption_datasets.zip of https://cs.stanford.edu/people/karpathy/deepimagesent, into "
-        "flickr30k",
-        "The pictures, after a form: https://shannon.cs.illinois.edu/DenotationGraph, into flickr30k/flickr30k-images",
+        File(
+            "flickr30k/dataset_flickr30k.json",
+            KARPATHY,
+            KARPATHY_TERMS,
+            member="dataset_flickr30k.json",
+            size=5_000_000,
+        ),
+        ByHand(
+            "the pictures",
+            "fill in the form at the foot of the data's page, and unpack flickr30k-images.tar.gz there",
+            "flickr30k/flickr30k-images",
+            "https://shannon.cs.illinois.edu/DenotationGraph",
+        ),
     ),
 )
 TEXTCAPS = replace(
@@ -96,8 +122,13 @@ TEXTCAPS = replace(
     folders=("textcaps", "textvqa"),
     hub="lmms-lab-encoder/TextCaps",
     sources=(
-        "https://dl.fbaipublicfiles.com/textvqa/data/textcaps/TextCaps_0.1_val.json into textcaps",
-        "The pictures: https://dl.fbaipublicfiles.com/textvqa/images/train_val_images.zip into textcaps/train_images",
+        File(
+            "textcaps/TextCaps_0.1_val.json",
+            "https://dl.fbaipublicfiles.com/textvqa/data/textcaps/TextCaps_0.1_val.json",
+            Terms("as the data's page says", "https://textvqa.org/textcaps/dataset"),
+            size=14_000_000,
+        ),
+        PICTURES,
     ),
 )
 

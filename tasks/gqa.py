@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlmamba_eval.sources import File, Pictures, Terms
 from vlmamba_eval.task import SHORT_ANSWER, Task, TaskInfo, accuracy_metrics, llava_question, write_submission
 from vlmamba_eval.types import Graded, ImageRef, Loaded, Metric, Sample, Verdict
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from vlmamba_eval.rows import Row
     from vlmamba_eval.sums import Sums
 
+TERMS = Terms("as the data's page says", "https://cs.stanford.edu/people/dorarad/gqa/download.html")
+HOST = "https://downloads.cs.stanford.edu/nlp/data/gqa"
 QUESTIONS = "testdev_balanced_questions.json"
 Gold = dict[str, set[str]]  # from a global group to the gold answers of its questions
 NO_STEP = ("exist", "query: name", "choose name")  # operations that the official script does not count as reasoning
@@ -55,9 +58,8 @@ GQA = TaskInfo(
     hub="lmms-lab-encoder/GQA",
     sha256="1218aadb1df4a4694a39f0c0de45e3e0bb3e926146866aa825c6960c54f07f50",
     sources=(
-        "Questions: https://cs.stanford.edu/people/dorarad/gqa/download.html (version 1.2, 1.4 GB), file "
-        f"{QUESTIONS} into gqa",
-        "Pictures: the same page (20 GB; 398 of them are needed) into gqa/images",
+        File(f"gqa/{QUESTIONS}", f"{HOST}/questions1.2.zip", TERMS, member=QUESTIONS, size=1_500_000),
+        Pictures(TERMS, url=f"{HOST}/images.zip", member="images/{name}", size=137_000, zip_size=20_300_000_000),
     ),
 )
 

@@ -24,6 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlmamba_eval.sources import File, Terms
 from vlmamba_eval.task import LETTER_ANSWER, LETTERS, Task, TaskInfo, lettered
 from vlmamba_eval.tasks.options import read_choice, read_choice_vlmevalkit
 from vlmamba_eval.types import DataError, Graded, ImageRef, Loaded, Metric, Sample, Verdict
@@ -40,6 +41,15 @@ READINGS = ("", "_exact", "_vlmevalkit")
 SUBMISSION = ("index", "question", *OPTIONS, "prediction", "answer", "split")
 
 
+TERMS = Terms("as the data's page says", "https://github.com/open-compass/MMBench")
+HOST = "https://download.openmmlab.com/mmclassification/datasets/mmbench"
+
+
+def _tsv(name: str) -> File:
+    """An official list with its pictures inside."""
+    return File(f"mmbench/{name}", f"{HOST}/{name}", TERMS, size=32_000_000)
+
+
 JULY = TaskInfo(
     name="mmbench",
     title="MMBench",
@@ -52,10 +62,7 @@ JULY = TaskInfo(
     paper="https://arxiv.org/abs/2307.06281",
     scorer="https://github.com/haotian-liu/LLaVA/blob/c121f0432da2/scripts/convert_mmbench_for_submission.py",
     folders=("mmbench", "MMBench"),
-    sources=(
-        "https://download.openmmlab.com/mmclassification/datasets/mmbench/mmbench_dev_20230712.tsv into mmbench; "
-        "the pictures are inside",
-    ),
+    sources=(_tsv("mmbench_dev_20230712.tsv"),),
 )
 OCTOBER = replace(
     JULY,
@@ -65,10 +72,7 @@ OCTOBER = replace(
     questions=4_329,
     scorer="https://github.com/open-compass/VLMEvalKit/blob/e8e78f0/vlmeval/dataset/utils/multiple_choice.py",
     hub="lmms-lab-encoder/MMBench",
-    sources=(
-        "https://download.openmmlab.com/mmclassification/datasets/mmbench/mmbench_dev_en_20231003.tsv into mmbench "
-        "(or VLMEvalKit's MMBench_DEV_EN.tsv)",
-    ),
+    sources=(_tsv("mmbench_dev_en_20231003.tsv"),),
 )
 CHINESE = replace(
     OCTOBER,
@@ -76,10 +80,7 @@ CHINESE = replace(
     title="MMBench-CN",
     measures="MMBench in Chinese",
     split="dev cn 20231003",
-    sources=(
-        "https://download.openmmlab.com/mmclassification/datasets/mmbench/mmbench_dev_cn_20231003.tsv into mmbench "
-        "(or VLMEvalKit's MMBench_DEV_CN.tsv)",
-    ),
+    sources=(_tsv("mmbench_dev_cn_20231003.tsv"),),
 )
 
 

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlmamba_eval.sources import ByHand
 from vlmamba_eval.task import SHORT_ANSWER, Task, TaskInfo, llava_question, write_submission
 from vlmamba_eval.types import DataError, Graded, ImageRef, Loaded, Metric, Sample, Verdict
 
@@ -55,8 +56,13 @@ MME = TaskInfo(
     llava_file="llava_mme.jsonl",
     hub="lmms-lab-encoder/MME",
     sources=(
-        f"{RELEASE}, pictures and questions: on request from the authors "
-        "(https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models, branch Evaluation), into MME",
+        ByHand(
+            f"{RELEASE}, pictures and questions",
+            "ask the authors for it as their page says, and unpack it there; or take the hub's open copy of the same "
+            "questions: --data hub",
+            f"MME/{RELEASE}",
+            "https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models/tree/Evaluation",
+        ),
     ),
 )
 

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlmamba_eval.sources import File, Pictures, Terms
 from vlmamba_eval.task import Message, Task, TaskInfo, write_submission
 from vlmamba_eval.tasks.mmvet_judge import judge_messages, read_judgement
 from vlmamba_eval.types import Loaded, Metric, Sample, UsageError, Verdict
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 ABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 
 
+TERMS = Terms("as the data's page says", "https://github.com/yuweihao/MM-Vet")
+RELEASE = "https://github.com/yuweihao/MM-Vet/releases/download/v1/mm-vet.zip"
 V1 = TaskInfo(
     name="mmvet",
     title="MM-Vet",
@@ -47,7 +50,10 @@ V1 = TaskInfo(
     files=("mm-vet.json",),
     llava_file="llava-mm-vet.jsonl",
     scored="judge",
-    sources=("https://github.com/yuweihao/MM-Vet/releases/download/v1/mm-vet.zip, unpacked into mm-vet",),
+    sources=(
+        File("mm-vet/mm-vet.json", RELEASE, TERMS, member="mm-vet/mm-vet.json", size=30_000),
+        Pictures(TERMS, url=RELEASE, member="mm-vet/images/{name}", size=330_000, zip_size=66_000_000),
+    ),
 )
 
 

@@ -20,7 +20,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlmamba_eval.sources import File, Terms
 from vlmamba_eval.task import SHORT_ANSWER, Task, TaskInfo, llava_question
+from vlmamba_eval.tasks.coco import VAL2014
 from vlmamba_eval.types import Graded, ImageRef, Loaded, Metric, Sample, Verdict
 
 if TYPE_CHECKING:
@@ -33,6 +35,13 @@ FIRST_ID = {"adversarial": 0, "random": 10_000_000, "popular": 20_000_000}  # LL
 OUTCOME = {("yes", "yes"): "TP", ("yes", "no"): "FP", ("no", "no"): "TN", ("no", "yes"): "FN"}  # (answer, label)
 
 
+TERMS = Terms("MIT licence", "https://github.com/AoiDragon/POPE")
+HOST = "https://raw.githubusercontent.com/AoiDragon/POPE"
+LISTS = {  # bytes and sha256 at the pinned commit
+    "adversarial": (370_459, "1d8f0906a9b50c05640f6f23abfac97523be2a1bed28f7eadc63b811699b2d26"),
+    "random": (360_212, "c16b65d2df6d70bb0814c8a4375833d39cdb09928fd936d3fc546491efa37f35"),
+    "popular": (370_234, "5b16653023bf4f64d57eb0d168259de6627f5cde7538b85ebed3cc33034aa6cc"),
+}
 PINNED = TaskInfo(
     name="pope",
     title="POPE",
@@ -49,9 +58,17 @@ PINNED = TaskInfo(
     llava_file="llava_pope_test.jsonl",
     sha256="2b68de4bfb3ba9e4eecc74e7a15052e4186203b272f866fc9e280f0790cc5840",
     sources=(
-        "The three lists: https://github.com/AoiDragon/POPE/tree/e3e39262c85a6a83f26cf5094022a782cb0df58d/output/coco "
-        "into pope/coco",
-        "The pictures: COCO val2014 (http://images.cocodataset.org/zips/val2014.zip, 6 GB) into pope/val2014",
+        *(
+            File(
+                f"pope/coco/coco_pope_{split}.json",
+                f"{HOST}/e3e39262c85a6a83f26cf5094022a782cb0df58d/output/coco/coco_pope_{split}.json",
+                TERMS,
+                size=size,
+                digest=f"sha256:{sha256}",
+            )
+            for split, (size, sha256) in LISTS.items()
+        ),
+        VAL2014,
     ),
 )
 HEAD = replace(
@@ -63,8 +80,16 @@ HEAD = replace(
     sha256="",
     hub="lmms-lab-encoder/POPE",
     sources=(
-        "The three lists: https://github.com/AoiDragon/POPE, folder output/coco, into pope_9000/coco",
-        PINNED.sources[1],
+        *(
+            File(
+                f"pope_9000/coco/coco_pope_{split}.json",
+                f"{HOST}/main/output/coco/coco_pope_{split}.json",
+                TERMS,
+                size=371_000,
+            )
+            for split in SPLITS
+        ),
+        VAL2014,
     ),
 )
 

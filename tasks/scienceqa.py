@@ -22,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlmamba_eval.sources import File, Pictures, Terms
 from vlmamba_eval.task import LETTER_ANSWER, LETTERS, Task, TaskInfo, lettered
 from vlmamba_eval.types import DataError, ImageRef, Loaded, Metric, Sample, Verdict
 
@@ -37,6 +38,8 @@ SUBJECTS = ("natural science", "social science", "language science")
 LETTERED = re.compile(r"(.*)\nA\. (.*?)\nB\. (.*?)(?:\nC\. (.*?)(?:\nD\. (.*?)(?:\nE\. (.*))?)?)?", re.DOTALL)
 
 
+TERMS = Terms("CC BY-NC-SA 4.0", "https://github.com/lupantech/ScienceQA")
+HOST = "https://raw.githubusercontent.com/lupantech/ScienceQA/2cbf8318e07b9ece895bb2ae605e71e38d623264/data/scienceqa"
 ALL = TaskInfo(
     name="scienceqa",
     title="ScienceQA",
@@ -53,10 +56,21 @@ ALL = TaskInfo(
     llava_file="llava_test_CQM-A.json",
     hub="lmms-lab-encoder/ScienceQA",
     sources=(
-        "problems.json and pid_splits.json: https://github.com/lupantech/ScienceQA/tree/main/data/scienceqa "
-        "into scienceqa",
-        "The pictures: the test archive that tools/download.sh of the same repository fetches, into "
-        "scienceqa/images/test/{pid}/image.png",
+        File("scienceqa/problems.json", f"{HOST}/problems.json", TERMS, size=33_000_000),
+        File(
+            "scienceqa/pid_splits.json",
+            f"{HOST}/pid_splits.json",
+            TERMS,
+            size=502_927,
+            digest="sha256:85c7820b9f136e572579a01dab2c77a7f8140b59211e421fa5182491d45ee3a7",
+        ),
+        Pictures(
+            TERMS,
+            url="https://scienceqa.s3.us-west-1.amazonaws.com/images/test.zip",
+            member="test/{name}",
+            size=60_000,
+            zip_size=120_000_000,
+        ),
     ),
 )
 IMG = replace(

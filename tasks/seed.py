@@ -27,6 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlmamba_eval.sources import ByHand, File, Pictures, Terms
 from vlmamba_eval.task import LETTER_ANSWER, LETTERS, Task, TaskInfo, lettered, write_submission
 from vlmamba_eval.types import Generation, ImageRef, Loaded, Metric, Sample, Verdict
 
@@ -46,6 +47,29 @@ TYPES = (
 LETTERED = re.compile(rf"(.*)\nA\. (.*?)\nB\. (.*?)\nC\. (.*?)\nD\. (.*)\n{re.escape(LETTER_ANSWER)}", re.DOTALL)
 
 
+TERMS = Terms("as the data's page says", "https://github.com/AILab-CVC/SEED-Bench/blob/main/DATASET.md")
+HOST = "https://huggingface.co/datasets/AILab-CVC/SEED-Bench/resolve/main"
+QUESTIONS = File("seed_bench/SEED-Bench.json", f"{HOST}/SEED-Bench.json", TERMS, size=8_000_000)
+FIRST_LIST = ByHand(
+    "SEED-Bench.json of 2023-07 with its 19,242 questions",
+    "take it from the history of the data set AILab-CVC/SEED-Bench on the hub; the newest one is `seed_updated`'s",
+    "seed_bench/SEED-Bench.json",
+    "https://huggingface.co/datasets/AILab-CVC/SEED-Bench/commits/main",
+)
+PICTURES = Pictures(
+    TERMS,
+    url=f"{HOST}/SEED-Bench-image.zip",
+    member="{name}",
+    prefix="SEED-Bench-image/",
+    size=100_000,
+)
+FRAMES = ByHand(
+    "middle frames of the clips",
+    "get Something-Something v2, EPIC-KITCHENS-100 and Breakfast (each asks for consent) and run LLaVA's "
+    "extract_video_frames.py",
+    "seed_bench/SEED-Bench-video-image",
+    "https://github.com/haotian-liu/LLaVA/blob/c121f0432da2/docs/Evaluation.md",
+)
 ORIGINAL = TaskInfo(
     name="seed",
     title="SEED-Bench",
@@ -60,12 +84,7 @@ ORIGINAL = TaskInfo(
     folders=("seed_bench", "SEED-Bench", "seed"),
     files=("SEED-Bench.json",),
     llava_file="llava-seed-bench.jsonl",
-    sources=(
-        "SEED-Bench.json of 2023-07 (19,242 questions) and SEED-Bench-image.zip: the data set AILab-CVC/SEED-Bench on "
-        "the hub, into seed_bench",
-        "Middle frames of the clips: get Something-Something v2, EPIC-KITCHENS-100 and Breakfast (each asks for "
-        "consent) and run LLaVA's extract_video_frames.py, into seed_bench/SEED-Bench-video-image",
-    ),
+    sources=(FIRST_LIST, PICTURES, FRAMES),
 )
 IMAGE = replace(
     ORIGINAL,
@@ -75,7 +94,7 @@ IMAGE = replace(
     split="image questions",
     questions=14_233,
     hub="lmms-lab-encoder/SEED-Bench",
-    sources=ORIGINAL.sources[:1],
+    sources=(QUESTIONS, PICTURES),
 )
 VIDEO = replace(
     ORIGINAL,
@@ -92,7 +111,7 @@ UPDATED = replace(
     split="list of 2023-11-30",
     questions=17_990,
     hub="lmms-lab-encoder/SEED-Bench",
-    sources=("SEED-Bench.json of 2023-11-30 (17,990 questions), otherwise as for `seed`", *ORIGINAL.sources),
+    sources=(QUESTIONS, PICTURES, FRAMES),
 )
 
 

@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from vlmamba_eval.sources import File, Pictures, Terms
 from vlmamba_eval.task import SHORT_ANSWER, TaskInfo
 from vlmamba_eval.tasks.vqa_accuracy import LEAVE_ONE_OUT, SoftAccuracyTask, evalai, ten_answers
 from vlmamba_eval.types import ImageRef, Loaded, Sample, Verdict
@@ -37,6 +38,18 @@ ROSETTA = "TextVQA_Rosetta_OCR_v0.2_val.json"
 Words = tuple[str, ...]  # recognised in a picture
 
 
+TERMS = Terms("as the data's page says", "https://textvqa.org/dataset")
+HOST = "https://dl.fbaipublicfiles.com/textvqa"
+ANNOTATIONS = File(f"textvqa/{VAL}", f"{HOST}/data/{VAL}", TERMS, size=3_100_000)
+# Or, for prompts that are LLaVA's to the byte, its question file, which is in its eval.zip (docs/Evaluation.md).
+WORDS = File(f"textvqa/{ROSETTA}", f"{HOST}/data/{ROSETTA}", TERMS, size=9_800_000)
+PICTURES = Pictures(
+    TERMS,
+    url=f"{HOST}/images/train_val_images.zip",
+    member="train_images/{name}",
+    size=281_000,
+    zip_size=7_070_000_000,
+)
 AFTER = TaskInfo(
     name="textvqa",
     title="TextVQA",
@@ -52,11 +65,7 @@ AFTER = TaskInfo(
     files=(VAL,),
     llava_file=LLAVA,
     hub="lmms-lab-encoder/textvqa",
-    sources=(
-        f"Annotations {VAL} and recognised words {ROSETTA}: https://textvqa.org/dataset, into textvqa",
-        f"or, for byte-identical prompts, {LLAVA} from LLaVA's eval.zip (its docs/Evaluation.md links to it)",
-        "Pictures: train_val_images.zip (7 GB) from the same page, into textvqa/train_images",
-    ),
+    sources=(ANNOTATIONS, WORDS, PICTURES),
 )
 BEFORE = replace(
     AFTER,
@@ -69,6 +78,7 @@ NONE = replace(
     name="textvqa_no_ocr",
     title="TextVQA (no OCR)",
     measures="reading text in pictures; no recognised words in the prompt",
+    sources=(ANNOTATIONS, PICTURES),
 )
 
 

@@ -25,7 +25,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlmamba_eval.sources import File, Terms
 from vlmamba_eval.task import SHORT_ANSWER, TaskInfo, llava_question, write_submission
+from vlmamba_eval.tasks.coco import TEST2015, VAL2014
 from vlmamba_eval.tasks.vqa_accuracy import LEAVE_ONE_OUT, SoftAccuracyTask, evalai, one_line, ten_answers, vqa
 from vlmamba_eval.types import DataError, Graded, ImageRef, Loaded, Metric, Sample, Verdict
 
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 Label = tuple[tuple[str, ...], tuple[str, ...] | None]  # groups and answers
 
 
+TERMS = Terms("as the data's page says", "https://visualqa.org/terms.html")
+HOST = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa"
 VAL = TaskInfo(
     name="vqav2",
     title="VQAv2 (val)",
@@ -53,8 +57,21 @@ VAL = TaskInfo(
     folders=("vqav2",),
     hub="lmms-lab-encoder/VQAv2",
     sources=(
-        "Questions and annotations of val: https://visualqa.org/download.html, into vqav2",
-        "Pictures: COCO val2014 (http://images.cocodataset.org/zips/val2014.zip, 6 GB) into vqav2/val2014",
+        File(
+            "vqav2/v2_OpenEnded_mscoco_val2014_questions.json",
+            f"{HOST}/v2_Questions_Val_mscoco.zip",
+            TERMS,
+            member="v2_OpenEnded_mscoco_val2014_questions.json",
+            size=3_500_000,
+        ),
+        File(
+            "vqav2/v2_mscoco_val2014_annotations.json",
+            f"{HOST}/v2_Annotations_Val_mscoco.zip",
+            TERMS,
+            member="v2_mscoco_val2014_annotations.json",
+            size=10_500_000,
+        ),
+        VAL2014,
     ),
 )
 TESTDEV = replace(
@@ -67,9 +84,14 @@ TESTDEV = replace(
     version=1,
     scored="server",
     sources=(
-        "Questions of test-dev and test: https://visualqa.org/download.html (or LLaVA's eval.zip), into vqav2",
-        "Pictures: COCO test2015 (http://images.cocodataset.org/zips/test2015.zip, 12 GB) into vqav2/test2015",
-        "Scores: https://eval.ai/web/challenges/challenge-page/830 reads what `vlmamba-eval submit` writes",
+        *(
+            File(f"vqav2/{name}", f"{HOST}/v2_Questions_Test_mscoco.zip", TERMS, member=name, size=8_000_000)
+            for name in (
+                "v2_OpenEnded_mscoco_test2015_questions.json",
+                "v2_OpenEnded_mscoco_test-dev2015_questions.json",
+            )
+        ),
+        TEST2015,
     ),
 )
 

@@ -130,11 +130,13 @@ class _Commands(click.Group):
 )
 @click.option(
     "--data",
-    metavar="hub|samples|DIR",
-    default="hub",
+    metavar="auto|hub|samples|DIR|FILE.tar",
+    default="auto",
     show_default=True,
-    help="Where the benchmarks are: the hub, the bundled samples, or a folder in the official or LLaVA's layout.",
+    help="Where the benchmarks are: the hub, the bundled samples, a folder in the official or LLaVA's layout, or a tar "
+    "file of one. auto: the folder `data`, or the hub.",
 )
+@click.option("--download", is_flag=True, help="Fetch missing data without asking (on a terminal it is offered).")
 @click.option(
     "--out",
     metavar="DIR",
@@ -235,6 +237,7 @@ def _evaluate(
     model: str,
     tasks: str,
     data: str,
+    download: bool,
     out: Path,
     name: str | None,
     limit: int | None,
@@ -253,7 +256,7 @@ def _evaluate(
 ) -> int:
     from functools import partial
 
-    from vlmamba_eval.dataset import load_dataset
+    from vlmamba_eval.commands_data import settled
     from vlmamba_eval.registry import defer, find_family, options_of, registry
     from vlmamba_eval.report.console import ConsoleProgress
     from vlmamba_eval.run import answer_share, evaluate
@@ -274,9 +277,7 @@ def _evaluate(
     adapter = defer(model, options)
     if name is not None:
         adapter = _named(adapter, name)
-    datasets = [
-        load_dataset(task, task.data or data, limit=limit, seed=seed, allow_partial=allow_partial) for task in chosen
-    ]
+    datasets = settled(chosen, data, download, limit=limit, seed=seed, allow_partial=allow_partial)
     answering = None
     if workers or ray:
         from vlmamba_eval.workers import Recipe, answer_on_workers
@@ -402,26 +403,57 @@ def merge(shares: tuple[Path, ...], data: str | None, out: Path, max_errors: int
     sys.exit(_finish(outcomes, out, "Run the parts again whose answers are missing, then merge again."))
 
 
-@cli.command(short_help="Check a data folder: what is there, what is missing.")
+@cli.command(short_help="The data: what is there, what is missing; fetch it, pack it, check it.")
 @click.option(
     "--tasks",
-    required=True,
     metavar="A,B,C",
     shell_complete=_completed("tasks"),
-    help="Benchmarks by name (see `list tasks`).",
+    help="Benchmarks by name (see `list tasks`). Default: an overview of all.",
 )
-@click.option("--data", required=True, metavar="hub|DIR", help="The folder to look into, or `hub` to download.")
-def prepare(tasks: str, data: str) -> None:
+@click.option(
+    "--data",
+    metavar="DIR|FILE.tar|hub",
+    default="data",
+    show_default=True,
+    help="The folder to look into and to fill, an archive of one, or `hub` to load everything from there.",
+)
+@click.option(
+    "--download", is_flag=True, help="Fetch what is missing: question files, and only the pictures asked about."
+)
+@click.option("--yes", is_flag=True, help="Fetch without asking, for scripts.")
+@click.option(
+    "--mirror", metavar="URL|DIR", default="", help="Look here first: the beginning of an address, or a folder of zips."
+)
+@click.option("--whole", is_flag=True, help="Fetch whole archives from servers that give no parts of files.")
+@click.option(
+    "--pack", metavar="FILE.tar", type=click.Path(path_type=Path), help="Write all that --tasks need into one archive."
+)
+@click.option("--verify", is_flag=True, help="Check every file against its sha256, or decode it.")
+def prepare(
+    tasks: str | None, data: str, download: bool, yes: bool, mirror: str, whole: bool, pack: Path | None, verify: bool
+) -> None:
     """Say what benchmarks need, what is there, what is missing and where it comes from; check counts and hashes.
 
-    With `--data hub` everything is downloaded. What is ready needs no network in a run. Exit code 3: not all is ready.
+    What is ready needs no network in a run. Exit code 3: not all is ready.
     """
-    from vlmamba_eval.prepare import inspect
+    from vlmamba_eval import commands_data
 
-    states = [inspect(task, data) for task in _tasks(tasks)]
-    for state in states:
-        click.echo("\n".join(state.lines))
-    sys.exit(COMPLETE if all(state.ready for state in states) else INCOMPLETE)
+    for name, given in (("--download", download), ("--pack", pack)):
+        if given and not tasks:
+            raise UsageError(f"{name} needs --tasks: which benchmarks? `vlmamba-eval prepare` shows all of them.")
+    chosen = _tasks(tasks) if tasks else _all_tasks()
+    ready = commands_data.prepare(
+        chosen,
+        data,
+        detailed=bool(tasks),
+        download=download,
+        yes=yes,
+        mirror=mirror,
+        whole=whole,
+        pack=pack,
+        verify=verify,
+    )
+    sys.exit(COMPLETE if ready else INCOMPLETE)
 
 
 @cli.command(short_help="Write the file that a benchmark's server wants.")
@@ -552,6 +584,12 @@ def _tasks(names: str) -> list[Any]:
     if not chosen:
         raise UsageError("--tasks names no task. `vlmamba-eval list tasks` shows what there is.")
     return [get_task(name) for name in dict.fromkeys(chosen)]
+
+
+def _all_tasks() -> list[Any]:
+    from vlmamba_eval.registry import all_tasks
+
+    return list(all_tasks().values())
 
 
 def _finish(outcomes: list[Outcome], out: Path, remedy: str) -> int:

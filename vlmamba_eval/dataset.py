@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlmamba_eval.archive import data_root
 from vlmamba_eval.folder import Folder
 from vlmamba_eval.hub import Hub
 from vlmamba_eval.manifest import DataIdentity, Limit
@@ -58,10 +59,12 @@ def load_dataset(
         loaded = read_hub(task, hub)
         revisions = dict(hub.revisions)
     else:
-        root = samples_folder() if where == "samples" else Path(where)
+        root = samples_folder() if where == "samples" else data_root(where)
         bundled = root.resolve() == samples_folder().resolve()  # whatever they are called, they are no benchmark
         if not where or not root.is_dir():
-            raise UsageError(f"--data {where or repr(where)}: no such folder. Give a folder, `hub`, or `samples`.")
+            raise UsageError(
+                f"--data {where or repr(where)}: no such folder. Give a folder, a tar file of one, `hub`, or `samples`."
+            )
         if bundled and not has_samples(task):
             raise UsageError(
                 f"No samples of {task.info.name} are bundled; `vlmamba-eval list tasks` shows which tasks have some."

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from vlmamba_eval.archive import InArchive
 from vlmamba_eval.rows import Row, read_json, read_jsonl, read_text, shorten
 from vlmamba_eval.types import DataError, ImageRef
 
@@ -117,4 +118,7 @@ class Folder:
                 f"{prefix}image name {name!r} leaves the image folder {folder}; expected a plain relative file name."
             )
         path = folder / relative
+        if isinstance(path, InArchive):
+            tar, member = path.place()
+            return ImageRef(str(path), f"{where} ({path})" if where else str(path), path=str(tar), member=member)
         return ImageRef(str(path), f"{where} ({path})" if where else str(path), path=str(path), folder=str(folder))

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlmamba_eval.archive import read_member
 from vlmamba_eval.rows import shorten
 from vlmamba_eval.types import DataError, ImageRef
 
@@ -52,6 +53,11 @@ def _plain_base64(text: str) -> str:
 
 
 def _read_file(ref: ImageRef) -> bytes:
+    if ref.member:
+        try:
+            return read_member(Path(ref.path), ref.member, MAX_IMAGE_BYTES)
+        except FileNotFoundError:
+            raise DataError(f"{ref.where}: the image is missing from the archive. Pack it again.") from None
     path, folder = Path(ref.path), Path(ref.folder)
     try:
         resolved = path.resolve(strict=True)

@@ -1,45 +1,68 @@
-"""What a benchmark needs, what is there, and what is missing and where it comes from."""
+"""What benchmarks need, what is there and what is missing: shown, fetched, and settled before a run."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+import importlib.metadata
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from vlmamba_eval.archive import InArchive, data_root
 from vlmamba_eval.dataset import Dataset, load_dataset
-from vlmamba_eval.types import DataError, UsageError
+from vlmamba_eval.fetch.http import Http
+from vlmamba_eval.fetch.plan import Need, about, announce, batches, in_bytes, look
+from vlmamba_eval.hub import Hub
+from vlmamba_eval.sources import ByHand, File, Pictures, in_words
+from vlmamba_eval.types import DataError, EvalError, UsageError
 
 if TYPE_CHECKING:
-    from vlmamba_eval.task import Task
+    from vlmamba_eval.fetch.download import Progress
+    from vlmamba_eval.rows import Row
+    from vlmamba_eval.task import Task, TaskInfo
+
+HOME = "data"
+"""The data folder that `--data auto` looks into, and fills."""
+
+Ask = Callable[[str], bool]
+"""Shows a plan and says whether it shall be carried out."""
+
+# =============================================================================
+# In words
+# =============================================================================
 
 
-@dataclass(frozen=True)
-class State:
-    """One benchmark's state: lines to print, and whether a run would find everything."""
-
-    lines: list[str]
-    ready: bool
-
-
-def inspect(task: Task, where: str) -> State:
-    """Load a task's questions, check counts and hash, and look for every picture. On the hub this downloads them."""
-    info = task.info
+def describe(need: Need, where: str) -> list[str]:
+    """One benchmark's state: counts and hash of its questions, pictures, what is missing and how to get it."""
+    info = need.task.info
     lines = [f"{info.name}: {info.title}, {info.split}: {info.questions:,} questions"]
-    try:
-        dataset = load_dataset(task, where)
-    except (DataError, UsageError) as error:
-        lines += [f"  {line}" for line in str(error).splitlines()]
-        return State([*lines, *_sources(task)], ready=False)
-    images = {sample.image.key: sample.image for sample in dataset.samples if sample.image is not None}
+    dataset = need.dataset
+    if dataset is None:
+        lines += [f"  {line}" for line in need.problem.splitlines()]
+        return lines + _remedies(need, where)
     lines.append(f"  questions: {len(dataset.samples):,}, {_checked(dataset)}")
     if not dataset.labelled:
-        lines.append("  gold labels: not here; answers can be generated, and scored by the benchmark's server")
-    missing = [image.path for image in images.values() if image.path and not Path(image.path).exists()]
-    lines.append(f"  images: {len(images) - len(missing):,} of {len(images):,}")
+        lines.append(f"  gold labels: not here; {_who_scores(info)}")
+    missing = [wanted.path for wanted in need.missing if isinstance(wanted.source, Pictures)]
+    missing += [Path(image.path) for image in need.unsourced]
+    lines.append(f"  images: {need.pictures - len(missing):,} of {need.pictures:,}")
     if missing:
         lines.append(f"  missing, for example: {missing[0]}")
-        return State([*lines, *_sources(task)], ready=False)
-    return State([*lines, "  ready: a run needs no network"], ready=True)
+    lines += [f"  scoring needs {text}" for text, there in requirements(info) if not there]
+    if need.ready:
+        return [*lines, "  ready: a run needs no network"]
+    return lines + _remedies(need, where)
+
+
+def _who_scores(info: TaskInfo) -> str:
+    if info.scored == "server":
+        return "the benchmark's server scores what `vlmamba-eval submit` writes"
+    if info.scored == "judge":
+        return "a judge grades the answers (`vlmamba-eval judge`)"
+    file = next((source.path for source in info.sources if isinstance(source, File)), "the official annotation file")
+    return f"answers are scored here, locally, but only with {file}"
 
 
 def _checked(dataset: Dataset) -> str:
@@ -50,8 +73,243 @@ def _checked(dataset: Dataset) -> str:
     return f"count as declared, sha256 {sha[:16]}... ({checked})"
 
 
-def _sources(task: Task) -> list[str]:
-    lines = ["  where it comes from:", *(f"    {source}" for source in task.info.sources)]
-    if task.info.hub:
-        lines.append(f"    or without files: --data hub ({task.info.hub})")
+def _remedies(need: Need, where: str) -> list[str]:
+    info = need.task.info
+    lines = []
+    if (need.missing or need.expected) and where not in ("hub", "samples"):
+        size = f" ({about(need.size)})" if need.size else ""
+        lines.append(
+            f"  to fetch what is missing{size}: vlmamba-eval prepare --tasks {info.name} --data {where} --download"
+        )
+    if info.sources:
+        lines += ["  where it comes from:", *(f"    {in_words(source)}" for source in info.sources)]
+    if info.hub and where != "hub":
+        lines.append(f"    or without files: --data hub ({info.hub})")
     return lines
+
+
+def overview(needs: Sequence[Need]) -> list[tuple[str, ...]]:
+    """A table of all: one row per benchmark, the header first."""
+    rows = [("task", "state", "questions", "pictures", "to fetch", "scored", "scoring needs")]
+    for need in needs:
+        info, dataset = need.task.info, need.dataset
+        if dataset is None:
+            questions, pictures = "missing", f"{info.images:,} missing" if info.images else "?"
+        else:
+            questions = f"{len(dataset.samples):,}" + ("" if dataset.labelled or info.scored != "here" else ", no gold")
+            lacking = need.missing_pictures
+            pictures = f"{lacking:,} missing" if lacking else f"{need.pictures:,}"
+        fetch = about(need.size) if need.missing or need.expected else ""
+        if dataset is None and not info.images and any(isinstance(s, Pictures) for s in info.sources):
+            fetch = f"{fetch} and pictures".strip()
+        if need.by_hand:
+            fetch = f"{fetch}, some by hand" if fetch else f"by hand{' or --data hub' if info.hub else ''}"
+        wants = ", ".join(text if there else f"{text}: not here" for text, there in requirements(info))
+        scored = {"here": "here", "server": "by its server", "judge": "by a judge"}[info.scored]
+        rows.append((info.name, "ready" if need.ready else "-", questions, pictures, fetch, scored, wants))
+    return rows
+
+
+def count_ready(needs: Sequence[Need]) -> str:
+    """The closing line."""
+    return f"{sum(need.ready for need in needs)} of {len(needs)} ready"
+
+
+def requirements(info: TaskInfo) -> list[tuple[str, bool]]:
+    """What scoring needs besides the answers, each with whether it is here."""
+    found = []
+    if info.extra:
+        found.append((f"pip install 'vlmamba-eval[{info.extra}]'", _installed(info.extra)))
+    for program in info.programs:
+        found.append((program.capitalize(), shutil.which(program) is not None))
+    if info.scored == "judge":
+        found.append(("a judge (--judge-url, its key in OPENAI_API_KEY)", _installed("judge")))
+    return found
+
+
+def _installed(extra: str) -> bool:
+    """Whether everything that an extra of this package asks for is installed."""
+    try:
+        wanted = importlib.metadata.requires("vlmamba-eval") or []
+    except importlib.metadata.PackageNotFoundError:
+        return True  # run from its source, which knows no extras
+    for requirement in wanted:
+        if re.search(rf"extra\s*==\s*['\"]{re.escape(extra)}['\"]", requirement):
+            name = re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]
+            try:
+                importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                return False
+    return True
+
+
+# =============================================================================
+# Fetching
+# =============================================================================
+
+
+def fetch(
+    needs: Sequence[Need],
+    where: str,
+    *,
+    ask: Ask,
+    say: Callable[[str], None],
+    mirror: str = "",
+    whole: bool = False,
+    http: Http | None = None,
+    progress: Progress | None = None,
+    **load: Any,
+) -> list[Need]:
+    """Fetch what is missing into a data folder, question files first, then the pictures that they ask about.
+
+    The plan is shown, with sizes as declared, before anything travels; it is shown again if servers and zips tell of
+    clearly more. `load` goes to `load_dataset`. Returns what is needed afterwards.
+    """
+    from vlmamba_eval.fetch.download import Download
+
+    root = data_root(where)
+    if isinstance(root, InArchive):
+        raise UsageError(f"--data {where}: nothing is fetched into an archive. Give a folder, and pack it again.")
+    plan = announce(needs, root)
+    if not plan:
+        return list(needs)
+    if mirror:
+        plan.insert(0, f"Looked for in {mirror} first:")
+    announced = sum(need.size for need in needs)
+    if not ask("\n".join(["To be fetched:", *plan])):
+        return list(needs)
+    http = http or Http()
+    with Download(root, http, mirror, whole, progress) as download:
+        wanted = [batch for batch in batches(needs) if isinstance(batch.source, File)]
+        if wanted:
+            _tell(download.fetch(download.resolve(wanted)).failures, say)
+            needs = [look(need.task, where, **load) for need in needs]
+        wanted = [batch for batch in batches(needs) if isinstance(batch.source, Pictures)]
+        if wanted:
+            items = download.resolve(wanted)
+            size = sum(item.length or item.size for item in items)
+            n = sum(len(item.targets) for item in items)
+            message = f"{n:,} pictures, {in_bytes(size)}, are fetched."
+            if size > 1.25 * announced + 10e6:
+                if not ask(f"{message} That is more than was said before ({in_bytes(announced)})."):
+                    return list(needs)
+            elif items:
+                say(message)
+            _tell(download.fetch(items).failures, say)
+            needs = [look(need.task, where, **load) for need in needs]
+    return list(needs)
+
+
+def _tell(failures: Iterable[str], say: Callable[[str], None]) -> None:
+    failures = list(failures)
+    for failure in failures[:10]:
+        say(f"Not fetched: {failure}")
+    if len(failures) > 10:
+        say(f"Not fetched: {len(failures) - 10:,} more.")
+
+
+# =============================================================================
+# Before a run
+# =============================================================================
+
+
+def settle(
+    tasks: Sequence[Task],
+    data: str,
+    *,
+    ask: Ask | None,
+    say: Callable[[str], None],
+    http: Http | None = None,
+    progress: Progress | None = None,
+    **load: Any,
+) -> list[Dataset]:
+    """The data sets of a run. What is missing is fetched if `ask` agrees; without `ask` nothing is.
+
+    `data` is `auto`, or what `load_dataset` reads: of a folder, missing pictures are left to the run, which fails their
+    questions alone. Raises `DataError` for questions that are not there.
+    """
+    wheres = [task.data or (_auto(task, ask is not None, load) if data == "auto" else data) for task in tasks]
+    found: dict[str, Dataset] = {}
+    for where in dict.fromkeys(wheres):
+        chosen = [task for task, place in zip(tasks, wheres, strict=True) if place == where]
+        if where in ("hub", "samples") or data_root(where).is_file():
+            for task in chosen:
+                if where == "hub" and data == "auto" and ask is not None and not _hub_cached(task.info.hub):
+                    _ask_for_hub(task, ask)
+                found[task.info.name] = load_dataset(task, where, **load)
+            continue
+        needs = [look(task, where, **load) for task in chosen]
+        if ask is not None and not isinstance(data_root(where), InArchive):
+            needs = fetch(needs, where, ask=ask, say=say, http=http, progress=progress, **load)
+        for need in needs:
+            found[need.task.info.name] = _dataset_of(need, where, say)
+    return [found[task.info.name] for task in tasks]
+
+
+def _ask_for_hub(task: Task, ask: Ask) -> None:
+    info = task.info
+    plan = [f"To be fetched:\n  {info.name}, {hub_size(task)}, from the hub's open copy {info.hub}"]
+    plan += [f"  (the official files come {in_words(source)})" for source in info.sources if isinstance(source, ByHand)]
+    if not ask("\n".join(plan)):
+        raise DataError(f"{info.name}: its data is not here, and nothing was fetched.")
+
+
+def _dataset_of(need: Need, where: str, say: Callable[[str], None]) -> Dataset:
+    if need.dataset is None:
+        assert need.error is not None  # noqa: S101 - there is one if there is no data set
+        hints = [f"  {in_words(source)}" for source in need.by_hand]
+        if need.missing:
+            hints.insert(0, f"--download fetches what is missing into {where}: {about(need.size)}.")
+        raise type(need.error)("\n".join([str(need.error), *hints]))
+    if lacking := need.missing_pictures:
+        say(
+            f"{need.task.info.name}: {lacking:,} of {need.pictures:,} pictures are missing in {where}; their questions "
+            "fail. --download fetches them."
+        )
+    return need.dataset
+
+
+def _auto(task: Task, may_fetch: bool, load: dict[str, Any]) -> str:
+    """Where a task's data is, or shall be: the folder, if all is there or can come; else the hub's copy."""
+    info = task.info
+    need = look(task, HOME, **load)
+    if need.ready or not info.hub:
+        return HOME
+    if not may_fetch or need.by_hand or _hub_cached(info.hub):
+        return "hub"
+    return HOME
+
+
+def _hub_cached(name: str) -> bool:
+    """Whether a data set of the hub was fetched before, as far as the cache's files tell."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return Path(name).is_dir() or isinstance(try_to_load_from_cache(name, "README.md", repo_type="dataset"), str)
+
+
+class _Listing(Hub):
+    """A hub that only notes what is asked of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: list[tuple[str, str | None]] = []
+
+    def rows(self, dataset: str, split: str, *, config: str | None = None, image: str | None = None) -> Iterator[Row]:
+        self.parts.append((dataset, config))
+        return iter(())
+
+
+def hub_size(task: Task) -> str:
+    """How much the hub's copy of a task's data is, in words, from the data set's own card."""
+    listing = _Listing()
+    with contextlib.suppress(EvalError):  # no rows come, of course
+        task.load_hub(listing)
+    total = 0
+    for dataset, config in dict.fromkeys(listing.parts):
+        try:
+            import datasets
+
+            total += datasets.load_dataset_builder(dataset, config, token=False).info.download_size or 0
+        except Exception:  # noqa: BLE001 - network and hub errors of many types; the size is a courtesy
+            return "size unknown"
+    return about(total)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
+from vlmamba_eval.sources import Source
 from vlmamba_eval.types import DataError, Generation, Graded, Loaded, Metric, Sample, Verdict
 
 if TYPE_CHECKING:
@@ -48,7 +49,9 @@ class TaskInfo:
     hub: str = ""  # data set on the hub, "" if it holds no equal list
     scored: Literal["here", "server", "judge"] = "here"  # where the labels are
     sha256: str = ""  # of all ids and prompts (`vlmamba_eval.dataset.fingerprint`), if a true copy was at hand
-    sources: tuple[str, ...] = ()  # where the files come from, in words, for `prepare`
+    extra: str = ""  # of this package, that scoring needs
+    programs: tuple[str, ...] = ()  # on the PATH, that scoring needs
+    sources: tuple[Source, ...] = ()  # where the files come from, for `prepare`
 
 
 class Task(ABC):

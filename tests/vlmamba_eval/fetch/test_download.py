@@ -1,0 +1,348 @@
+"""What is missing comes, whole and checked, or is named; nothing half ever stands under its name."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.vlmamba_eval.fetch.server import Server
+from vlmamba_eval.fetch.download import STATE, Download, Result
+from vlmamba_eval.fetch.http import Http
+from vlmamba_eval.fetch.plan import Batch, Wanted
+from vlmamba_eval.sources import File, Pictures, Terms
+from vlmamba_eval.types import DataError, UsageError
+
+TERMS = Terms("free", "")
+
+
+def picture(seed: int, side: int = 24) -> bytes:
+    raw = io.BytesIO()
+    Image.frombytes("RGB", (side, side), random.Random(seed).randbytes(3 * side * side)).save(raw, "JPEG")
+    return raw.getvalue()
+
+
+def archive(files: dict[str, bytes]) -> bytes:
+    raw = io.BytesIO()
+    with zipfile.ZipFile(raw, "w") as zipped:
+        for name, content in files.items():
+            zipped.writestr(name, content)
+    return raw.getvalue()
+
+
+MANY = {f"images/{i:05}.jpg": picture(i % 50) + i.to_bytes(4, "big") for i in range(3000)}
+ZIP = archive(MANY)
+NAMES = [f"{i:05}.jpg" for i in range(0, 3000, 29)] + ["00030.jpg", "00031.jpg"]
+
+
+def pictures(root: Path, names: list[str], source: Pictures, folder: str = "gqa/images") -> Batch:
+    return Batch(source, tuple(Wanted(root / folder / name, source, name) for name in names))
+
+
+def run(root: Path, http: Http, *batches: Batch, mirror: str = "", whole: bool = False) -> Result:
+    with Download(root, http, mirror, whole) as download:
+        return download.fetch(download.resolve(batches))
+
+
+def fetched(root: Path, folder: str = "gqa/images") -> dict[str, bytes]:
+    """What stands in a folder, hidden files included."""
+    return {path.name: path.read_bytes() for path in (root / folder).rglob("*")} if (root / folder).exists() else {}
+
+
+EXPECTED = {name: MANY[f"images/{name}"] for name in NAMES}
+
+
+def test_only_the_wanted_members_travel(server: Server, http: Http, tmp_path: Path) -> None:
+    source = Pictures(TERMS, server.put("/images.zip", ZIP), "images/{name}")
+    assert run(tmp_path, http, pictures(tmp_path, NAMES, source)) == Result(len(NAMES), ())
+    assert fetched(tmp_path) == EXPECTED
+    wanted = sum(map(len, EXPECTED.values()))
+    directory = 3000 * (46 + len("images/00000.jpg")) + 22
+    assert wanted + directory < server.sent["/images.zip"] < wanted + directory + 2**17 + 100 * len(NAMES)
+    # two neighbours came in one request, so there is one request fewer, besides the look and the directory's two
+    assert len(server.asked["/images.zip"]) <= 3 + len(NAMES) - 2
+
+
+def test_what_is_there_is_not_fetched_again(server: Server, http: Http, tmp_path: Path) -> None:
+    source = Pictures(TERMS, server.put("/images.zip", ZIP), "images/{name}")
+    run(tmp_path, http, pictures(tmp_path, NAMES[:5], source))
+    before = server.sent["/images.zip"]
+    run(tmp_path, http, pictures(tmp_path, NAMES[5:6], source))  # the directory is kept
+    assert server.sent["/images.zip"] - before < len(EXPECTED[NAMES[5]]) + 100
+
+
+def test_one_picture_for_two_benchmarks_comes_once(server: Server, http: Http, tmp_path: Path) -> None:
+    source = Pictures(TERMS, each=f"{server.url}/val/{{name}}")
+    server.put("/val/a.jpg", picture(1))
+    wanted = tuple(Wanted(tmp_path / task / "a.jpg", source, "a.jpg") for task in ("pope", "vqav2"))
+    assert run(tmp_path, http, Batch(source, wanted)).failures == ()
+    assert (tmp_path / "pope/a.jpg").read_bytes() == (tmp_path / "vqav2/a.jpg").read_bytes() == picture(1)
+    assert len(server.asked["/val/a.jpg"]) == 1
+
+
+def test_few_pictures_come_one_by_one_and_many_from_the_zip(server: Server, http: Http, tmp_path: Path) -> None:
+    url = server.put("/images.zip", ZIP)
+    for name in NAMES[:9]:
+        server.put(f"/images/{name}", EXPECTED[name])
+    source = Pictures(TERMS, url, "images/{name}", f"{server.url}/images/{{name}}", size=1000, zip_size=100_000)
+    run(tmp_path, http, pictures(tmp_path, NAMES[:9], source))
+    assert not server.asked["/images.zip"]
+    assert fetched(tmp_path) == {name: EXPECTED[name] for name in NAMES[:9]}
+    neighbours = {f"{i:05}.jpg": MANY[f"images/{i:05}.jpg"] for i in range(1000, 1200)}
+    run(tmp_path, http, pictures(tmp_path, list(neighbours), source, "new"))
+    assert len(server.asked["/images.zip"]) == 4  # a look, the directory in two pieces, and all neighbours together
+    assert fetched(tmp_path, "new") == neighbours
+
+
+def test_a_member_that_is_not_there_is_named_and_the_others_come(server: Server, http: Http, tmp_path: Path) -> None:
+    source = Pictures(TERMS, server.put("/images.zip", ZIP), "images/{name}")
+    result = run(tmp_path, http, pictures(tmp_path, ["00001.jpg", "nowhere.jpg"], source))
+    assert result.failures == (f"{server.url}/images.zip lacks 1 picture (nowhere.jpg).",)
+    assert list(fetched(tmp_path)) == ["00001.jpg"]
+
+
+def test_files_come_whole_or_out_of_a_zip_and_match_their_digest(server: Server, http: Http, tmp_path: Path) -> None:
+    content = b'{"questions": []}' * 1000
+    sha, md5 = hashlib.sha256(content).hexdigest(), hashlib.md5(content).hexdigest()
+    zipped = server.put("/q.zip", archive({"v1/q.json": content, "v1/other.json": b"x"}))
+    files = [
+        File("a/q.json", server.put("/q.json", content), TERMS, digest=f"sha256:{sha}"),
+        File("b/q.json", server.put("/plain/q.json", content, ranges=False), TERMS, digest=f"md5:{md5}"),
+        File("c/q.json", zipped, TERMS, member="q.json"),
+    ]
+    result = run(tmp_path, http, *(Batch(file, (Wanted(tmp_path / file.path, file),)) for file in files))
+    assert result.failures == ()
+    assert [(tmp_path / file.path).read_bytes() for file in files] == [content] * 3
+
+
+def test_another_version_of_a_file_is_refused(server: Server, http: Http, tmp_path: Path) -> None:
+    file = File("q.json", server.put("/q.json", b"other"), TERMS, digest=f"sha256:{'0' * 64}")
+    (failure,) = run(tmp_path, http, Batch(file, (Wanted(tmp_path / "q.json", file),))).failures
+    assert failure.startswith(f"{server.url}/q.json: expected sha256 000")
+    assert "another version" in failure
+    assert {path.name for path in tmp_path.iterdir()} == {STATE}
+
+
+# -- bad servers -------------------------------------------------------------------------------------------------------
+
+
+def test_a_wrong_byte_is_noticed_and_the_member_fetched_again(server: Server, http: Http, tmp_path: Path) -> None:
+    source = Pictures(TERMS, server.put("/images.zip", ZIP), "images/{name}")
+    with Download(tmp_path, http) as download:
+        items = download.resolve([pictures(tmp_path, NAMES, source)])
+        server.files["/images.zip"].spoil = 3
+        assert download.fetch(items) == Result(len(NAMES), ())
+    assert fetched(tmp_path) == EXPECTED
+
+
+def test_a_server_that_always_sends_wrong_bytes_leaves_nothing(server: Server, http: Http, tmp_path: Path) -> None:
+    source = Pictures(TERMS, server.put("/images.zip", ZIP), "images/{name}")
+    with Download(tmp_path, http) as download:
+        items = download.resolve([pictures(tmp_path, NAMES[:9], source)])
+        server.files["/images.zip"].spoil = 10**6
+        result = download.fetch(items)
+    assert len(result.failures) == 9
+    assert all(" is damaged" in failure or "expected a member" in failure for failure in result.failures)
+    assert fetched(tmp_path) == {}
+
+
+def test_cut_connections_are_taken_up_again(server: Server, http: Http, tmp_path: Path) -> None:
+    source = Pictures(TERMS, server.put("/images.zip", ZIP, cut_after=700, cuts=40), "images/{name}")
+    assert run(tmp_path, http, pictures(tmp_path, NAMES, source)) == Result(len(NAMES), ())
+    assert fetched(tmp_path) == EXPECTED
+
+
+def test_busy_servers_are_waited_for(server: Server, http: Http, tmp_path: Path) -> None:
+    answers = [429, 503, 503, 500]
+    source = Pictures(TERMS, each=f"{server.url}/{{name}}")
+    for i in range(4):
+        server.put(f"/{i}.jpg", picture(i), answers=answers[i : i + 1])
+    assert run(tmp_path, http, pictures(tmp_path, [f"{i}.jpg" for i in range(4)], source)) == Result(4, ())
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"answers": [403] * 99}, "answers 403: it refuses"),
+        ({"answers": [503] * 99}, "503: it is overloaded. Tried 3 times"),
+        ({"answers": [429] * 99, "headers": {"Retry-After": "999"}}, "it asks to wait 999 seconds"),
+        ({"headers": {"Content-Type": "text/html"}}, "a web page instead of the file"),
+        ({"redirect": "/images.zip"}, "from one address to the next"),
+        ({"ranges": False}, "no parts of files, and only some of this archive of"),
+    ],
+)
+def test_every_bad_server_is_one_sentence(server: Server, http: Http, tmp_path: Path, how: dict, said: str) -> None:
+    source = Pictures(TERMS, server.put("/images.zip", ZIP, **how), "images/{name}")
+    (failure,) = run(tmp_path, http, pictures(tmp_path, NAMES, source)).failures
+    assert failure.startswith(f"{len(set(NAMES)):,} pictures: {server.url}/images.zip")
+    assert said in failure
+    assert fetched(tmp_path) == {}
+    assert server.sent["/images.zip"] < 2**17
+
+
+def test_a_server_that_begins_to_refuse_ends_what_comes_from_it(server: Server, http: Http, tmp_path: Path) -> None:
+    source = Pictures(TERMS, server.put("/images.zip", ZIP), "images/{name}")
+    with Download(tmp_path, http) as download:
+        items = download.resolve([pictures(tmp_path, NAMES, source)])
+        server.files["/images.zip"].answers = [403] * 999
+        (failure,) = download.fetch(items).failures
+    assert "answers 403" in failure
+    assert len(server.asked["/images.zip"]) < 3 + 10  # not one for each picture
+    assert fetched(tmp_path) == {}
+
+
+def test_a_web_page_or_a_cut_picture_is_no_picture(server: Server, http: Http, tmp_path: Path) -> None:
+    server.put("/a.jpg", picture(1)[:-200])
+    server.put("/b.jpg", b"<html>gone</html>")
+    server.put("/c.jpg", picture(3))
+    source = Pictures(TERMS, each=f"{server.url}/{{name}}")
+    result = run(tmp_path, http, pictures(tmp_path, ["a.jpg", "b.jpg", "c.jpg", "d.jpg"], source))
+    assert sorted(failure.split(": ")[0].rpartition("/")[2] for failure in result.failures) == [
+        "a.jpg",
+        "b.jpg",
+        "d.jpg",
+    ]
+    assert fetched(tmp_path) == {"c.jpg": picture(3)}
+
+
+def test_a_whole_archive_comes_if_told_to_and_is_kept(server: Server, http: Http, tmp_path: Path) -> None:
+    source = Pictures(TERMS, server.put("/images.zip", ZIP, ranges=False), "images/{name}")
+    assert run(tmp_path, http, pictures(tmp_path, NAMES[:50], source), whole=True).failures == ()
+    assert run(tmp_path, http, pictures(tmp_path, NAMES, source)).failures == ()  # from the kept one
+    assert fetched(tmp_path) == EXPECTED
+    assert server.sent["/images.zip"] < 2 * len(ZIP)
+
+
+def test_where_a_zip_can_not_be_had_pictures_come_one_by_one(server: Server, http: Http, tmp_path: Path) -> None:
+    for name in NAMES:
+        server.put(f"/images/{name}", EXPECTED[name])
+    source = Pictures(TERMS, server.put("/images.zip", ZIP, ranges=False), each=f"{server.url}/images/{{name}}", size=1)
+    assert run(tmp_path, http, pictures(tmp_path, NAMES, source)).failures == ()
+    assert fetched(tmp_path) == EXPECTED
+
+
+def test_a_full_disk_is_said_before_anything_comes(
+    server: Server, http: Http, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlmamba_eval.fetch.download.free_bytes", lambda folder: 1000)
+    source = Pictures(TERMS, server.put("/images.zip", ZIP), "images/{name}")
+    with pytest.raises(DataError, match=r"kB are needed, 1 kB are free. Nothing came"):
+        run(tmp_path, http, pictures(tmp_path, NAMES, source))
+    assert fetched(tmp_path) == {}
+
+
+def test_two_downloads_into_one_folder_are_refused(http: Http, tmp_path: Path) -> None:
+    with Download(tmp_path, http), pytest.raises(UsageError, match="another process is fetching"):
+        run(tmp_path, http)
+
+
+# -- mirrors -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_zips_is_read_in_place(server: Server, http: Http, tmp_path: Path) -> None:
+    zips = tmp_path / "zips"
+    zips.mkdir()
+    (zips / "images.zip").write_bytes(ZIP)
+    source = Pictures(TERMS, "http://far.invalid/data/images.zip", "images/{name}", each="http://far.invalid/{name}")
+    root = tmp_path / "data"
+    assert run(root, http, pictures(root, NAMES, source), mirror=str(zips)) == Result(len(NAMES), ())
+    assert fetched(root) == EXPECTED
+    assert [path.name for path in zips.iterdir()] == ["images.zip"]
+
+
+def test_a_mirror_is_looked_into_first_and_what_it_lacks_comes_from_the_source(
+    server: Server, http: Http, tmp_path: Path
+) -> None:
+    server.put("/mirror/far.invalid/data/images.zip", ZIP)
+    file = File("q.json", server.put("/q.json", b"{}"), TERMS)
+    source = Pictures(TERMS, "http://far.invalid/data/images.zip", "images/{name}")
+    wanted = Batch(file, (Wanted(tmp_path / "q.json", file),))
+    result = run(tmp_path, http, pictures(tmp_path, NAMES, source), wanted, mirror=f"{server.url}/mirror/")
+    assert result.failures == ()
+    assert fetched(tmp_path) == EXPECTED
+    assert (tmp_path / "q.json").read_bytes() == b"{}"
+
+
+def test_a_mirror_that_is_nothing_is_refused(http: Http, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="neither a folder nor the beginning"):
+        run(tmp_path, http, mirror=str(tmp_path / "nowhere"))
+
+
+# -- kills -------------------------------------------------------------------------------------------------------------
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from tests.vlmamba_eval.fetch.test_download import TERMS, pictures, run
+from vlmamba_eval.fetch.http import Http
+from vlmamba_eval.fetch.plan import Batch, Wanted
+from vlmamba_eval.sources import File, Pictures
+root, base, names = Path(sys.argv[1]), sys.argv[2], sys.argv[3].split(",")
+source, large = Pictures(TERMS, base + "/big.zip", "images/{name}"), File("large.bin", base + "/large.bin", TERMS)
+packed = File("packed.bin", base + "/packed.zip", TERMS, member="packed.bin")
+missing = [name for name in names if not (root / "gqa/images" / name).exists()]
+batches = [pictures(root, missing, source)] if missing else []
+left = [file for file in (large, packed) if not (root / file.path).exists()]
+batches += [Batch(file, (Wanted(root / file.path, file),)) for file in left]
+result = run(root, Http(), *batches)
+print(result)
+sys.exit(bool(result.failures))
+"""
+
+
+@pytest.mark.slow
+def test_twenty_kills_lose_only_what_was_under_way(server: Server, tmp_path: Path) -> None:
+    rng = random.Random(7)
+    contents = {f"images/{i:05}.jpg": rng.randbytes(rng.randrange(5_000, 60_000)) for i in range(1500)}
+    names = [f"{i:05}.jpg" for i in range(0, 1500, 4)]
+    large, packed = rng.randbytes(12_000_000), b"".join(rng.randbytes(3000) + bytes(1000) for _ in range(3000))
+    whole = archive(contents)
+    raw = io.BytesIO()
+    with zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED) as zipped:
+        zipped.writestr("packed.bin", packed)
+    server.put("/big.zip", whole)
+    server.put("/large.bin", large)
+    server.put("/packed.zip", raw.getvalue())
+    server.pace = 0.01
+    root = tmp_path / "data"
+    command = [sys.executable, "-c", SCRIPT, str(root), server.url, ",".join(names)]
+    wanted = {name: contents[f"images/{name}"] for name in names}
+    kills = 0
+    while True:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            said = process.communicate(timeout=rng.uniform(0.9, 1.8) if kills < 20 else 120)[0]
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            kills += 1
+            for name, content in fetched(root).items():  # nothing half under its name, at any time
+                assert name.startswith(".") or content == wanted[name]
+            time.sleep(0.1)
+            continue
+        break
+    assert process.returncode == 0, said
+    assert kills == 20
+    assert {name: content for name, content in fetched(root).items() if not name.startswith(".")} == wanted
+    assert not [name for name in fetched(root) if name.startswith(".")]
+    assert (root / "large.bin").read_bytes() == large
+    assert (root / "packed.bin").read_bytes() == packed
+    # Nothing came twice but what was under way: at most four answers per kill, a picture or a socket's buffers each.
+    needed = sum(map(len, wanted.values())) + len(large) + len(raw.getvalue()) + 1500 * 62 + 3 * 2**17
+    sent = sum(server.sent.values())
+    print(f"needed {needed:,}, sent {sent:,}, {kills} kills")
+    assert sent < needed + kills * 4 * 300_000
+    asked = [start for start, _ in filter(None, server.asked["/large.bin"]) if start]
+    assert asked == sorted(asked)  # it went on where it was
+    journal = [json.loads(line) for line in (root / STATE / "journal.jsonl").read_text().splitlines()]
+    assert {line["path"] for line in journal} >= {"large.bin", "packed.bin", *(f"gqa/images/{name}" for name in names)}
