@@ -4,6 +4,8 @@ Every one has the shape of a real family, its own small tokenizer and its family
 layers are scaled up, so that the likeliest token leads by more than rounding.
 """
 
+# transformers does not type what its configurations take.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import json

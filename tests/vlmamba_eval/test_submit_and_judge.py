@@ -13,7 +13,6 @@ from tests.toys import ToyAdapter, ToyTask, write_toy_data
 from vlmamba_eval.chat import Reply, Server
 from vlmamba_eval.dataset import load_dataset
 from vlmamba_eval.judge import judge
-from vlmamba_eval.prepare import inspect
 from vlmamba_eval.run import evaluate
 from vlmamba_eval.store import Run, read_manifest, read_scores
 from vlmamba_eval.submit import submit
@@ -157,37 +156,3 @@ def test_two_judges_do_not_write_to_one_run(data: Path, tmp_path: Path) -> None:
 def test_what_is_no_run_is_refused(tmp_path: Path, action: Callable[[Path], object]) -> None:
     with pytest.raises(StoreError, match=r"manifest\.json is missing\. Is this a run folder"):
         action(tmp_path)
-
-
-# -- prepare ---------------------------------------------------------------------------------------------------------
-
-
-def test_what_is_there_is_counted(data: Path) -> None:
-    state = inspect(Judged(), str(data))
-    assert state.ready
-    assert "  images: 6 of 6" in state.lines
-    assert any("gold labels: not here" in line for line in state.lines)
-
-
-def test_what_is_missing_is_named_with_its_source(data: Path, tmp_path: Path) -> None:
-    (data / "toy" / "images" / "2.png").unlink()
-    for where, line in (
-        (str(data), f"  missing, for example: {data}/toy/images/2.png"),
-        (
-            str(tmp_path / "nowhere"),
-            f"  --data {tmp_path}/nowhere: no such folder. Give a folder, `hub`, or `samples`.",
-        ),
-    ):
-        state = inspect(Judged(), where)
-        assert not state.ready
-        assert line in state.lines
-        assert "    Colours: draw them yourself" in state.lines
-
-
-def test_bundled_samples_are_not_said_to_be_the_benchmark() -> None:
-    from vlmamba_eval.registry import get_task
-
-    lines = inspect(get_task("pope"), "samples").lines
-    assert not any("as declared" in line for line in lines)
-    with pytest.raises(UsageError, match="No samples of vqav2_testdev are bundled"):
-        load_dataset(get_task("vqav2_testdev"), "samples")
