@@ -56,11 +56,14 @@ class ByHand:
     url: str = ""
 
 
-Source = File | Pictures | ByHand
+Source = File | Pictures | ByHand | str
+"""A text says in words what only a person can get."""
 
 
 def in_words(source: Source) -> str:
     """One line for people: what, from where, to which place."""
+    if isinstance(source, str):
+        return source
     if isinstance(source, ByHand):
         return f"by hand: {source.what}, into {source.path}: {source.step}{f' ({source.url})' if source.url else ''}"
     if isinstance(source, File):

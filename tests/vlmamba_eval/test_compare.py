@@ -57,6 +57,8 @@ def test_the_difference_is_that_of_the_two_scores(tmp_path: Path) -> None:
             for side in sides
         ]
         assert (difference.a, difference.b) == (row[0], row[1])
+        assert row[0] is not None
+        assert row[1] is not None
         assert difference.difference == pytest.approx(row[1] - row[0], abs=1e-8)
     assert pair.headline.ci_high is not None
     assert pair.headline.ci_high < 0

@@ -46,10 +46,16 @@ def table(right: Any, n: Any = 1, strata: Any = None, columns: tuple[str, ...] =
     return Table(units, index, np.stack([values[c] for c in columns], axis=1), (), ("n", "credit"))
 
 
+def both(tables: list[Table]) -> Any:
+    """The same tables with equal rows and columns, as a pair."""
+    return aligned(tables)
+
+
 def compared(a: Table, b: Table, **options: Any) -> Any:
-    both = aligned([a, b])
-    names, systems = draw(TASK, both, **options)
-    return differences(names, *systems)
+    pair = aligned([a, b])
+    names, systems = draw(TASK, pair, **options)
+    drawn: Any = systems
+    return differences(names, *drawn)
 
 
 def test_the_interval_is_that_of_the_difference_on_common_draws() -> None:
@@ -131,7 +137,7 @@ def test_mcnemar_is_the_exact_binomial_test(only_a: int, only_b: int) -> None:
 def test_on_one_question_an_image_the_swap_test_is_mcnemars() -> None:
     a, b = np.zeros(40), np.zeros(40)
     a[:2], b[2:11] = 1, 1  # 2 against 9: all 2^11 swaps are tried
-    assert swap_test(TASK, *aligned([table(a), table(b)]))["accuracy", "", "all"] == pytest.approx(mcnemar(2, 9))
+    assert swap_test(TASK, *both([table(a), table(b)]))["accuracy", "", "all"] == pytest.approx(mcnemar(2, 9))
 
 
 def test_the_swap_test_is_scipys_permutation_test_of_pairs() -> None:
@@ -141,13 +147,13 @@ def test_the_swap_test_is_scipys_permutation_test_of_pairs() -> None:
     expected = permutation_test(
         (a, b), lambda x, y, axis: np.mean(x - y, axis=axis), permutation_type="samples", vectorized=True
     ).pvalue
-    assert swap_test(TASK, *aligned([table(a, 6), table(b, 6)]))["accuracy", "", "all"] == pytest.approx(expected)
+    assert swap_test(TASK, *both([table(a, 6), table(b, 6)]))["accuracy", "", "all"] == pytest.approx(expected)
 
 
 def test_random_swaps_come_near_the_exact_p() -> None:
     a, b = np.zeros(60), np.zeros(60)
     a[:10], b[10:32] = 1, 1
-    p = swap_test(TASK, *aligned([table(a), table(b)]))["accuracy", "", "all"]
+    p = swap_test(TASK, *both([table(a), table(b)]))["accuracy", "", "all"]
     assert p == pytest.approx(mcnemar(10, 22), abs=0.01)
 
 
@@ -155,7 +161,7 @@ def test_questions_of_one_image_do_not_count_as_many_witnesses() -> None:
     # Six questions about each of four images, all in B's favour: 24 to 0 by question, but four images alone.
     a, b = table([0] * 4 + [3] * 20, 6), table([6] * 4 + [3] * 20, 6)
     assert mcnemar(0, 24) < 1e-6
-    assert swap_test(TASK, *aligned([a, b]))["accuracy", "", "all"] == 2 / 16
+    assert swap_test(TASK, *both([a, b]))["accuracy", "", "all"] == 2 / 16
 
 
 def test_holm_is_the_published_example() -> None:

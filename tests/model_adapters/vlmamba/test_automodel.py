@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,8 @@ from vlmamba_eval.types import ImageQuestions, ModelError, Question, UsageError
 
 
 def bundled() -> automodel.VLMambaForConditionalGeneration:
-    return AutoModelForImageTextToText.from_pretrained(TINY)
+    model: Any = AutoModelForImageTextToText.from_pretrained(TINY)
+    return model
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -48,7 +48,7 @@ def test_from_nothing_to_ready(server: Server, http: Http, tmp_path: Path) -> No
         f"are free in {root}",
     ):
         assert part in plan
-    assert all(asked != (0, len(server.files["/p.zip"].content) - 1) for asked in server.asked["/p.zip"])
+    assert all(asked != (0, len(bytes(server.files["/p.zip"].content)) - 1) for asked in server.asked["/p.zip"])
 
 
 def test_nothing_travels_before_the_answer_nor_after_a_no(server: Server, http: Http, tmp_path: Path) -> None:
