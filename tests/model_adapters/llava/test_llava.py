@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,7 +81,7 @@ def test_answers_are_those_of_transformers_on_llavas_pixels_and_tokens(folder: P
     """The conversation is spelled out here, and the picture prepared here; transformers does the rest."""
     adapter = load(f"llava:{folder}", {"device": "cpu"})
     info = adapter.info.settings
-    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    model: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     image, text = picture(1, (60, 30)), "What colour is the shape?\nAnswer the question using a single word or phrase."
     tokens = (model.config.vision_config.image_size // model.config.vision_config.patch_size) ** 2
