@@ -106,7 +106,7 @@ def report(runs: tuple[Path, ...], baselines: str | None, form: str | None, inte
     "gates",
     metavar="TASK:POINTS",
     multiple=True,
-    help="Exit code 4 if a later run is worse than A by more points than that, and it is no chance. Repeatable.",
+    help="Exit code 4 if a later run is worse than A by more points, and chance does not explain it. Repeatable.",
 )
 def compare(runs: tuple[str, ...], data: str | None, baselines: str | None, form: str, gates: tuple[str, ...]) -> None:
     """Compare runs that answered the same questions: B, C, ... each against A, task by task.

@@ -41,7 +41,7 @@ def interval(difference: Difference) -> str:
 
 def p_value(p: float | None) -> str:
     """A p with two significant digits, never 0; `-` if nothing was tested."""
-    return "-" if p is None else "1" if p > 0.995 else "<0.0001" if p < 0.0001 else f"{p:.2g}"
+    return "-" if p is None else "1" if p > 0.995 else "<0.0001" if p < 0.0001 else f"{p:.2g}" if p > 1e-4 else "0.0001"
 
 
 def spoken(metric: str) -> str:
@@ -65,7 +65,7 @@ def verdict(pair: Pair) -> str:
     better = pair.b if (found.difference or 0) > 0 else pair.a
     if pair.p_holm is not None:
         if pair.p_holm < 0.05:
-            return f"{better} is better, and it is no chance (p {p_value(pair.p_holm)})."
+            return f"{better} is better; chance alone would hardly show such a difference (p {p_value(pair.p_holm)})."
         return f"No difference that these images can show (p {p_value(pair.p_holm)})."
     if found.ci_low is None or found.ci_high is None or found.ci_low <= 0 <= found.ci_high:
         return "No difference that these images can show."
@@ -137,7 +137,7 @@ def show(comparison: Comparison) -> None:
             + (f"  [yellow]{' '.join(_marks(pair))}[/yellow]" if _marks(pair) else "")
         )
         for line in _headline_lines(pair, comparison):
-            console.print(escape(line))
+            _put(console, line)
         console.print(f"[bold]{escape(text.one_line(verdict(pair)))}[/bold]")
         for fact in facts(pair):
             console.print(escape(text.one_line(fact)), style="dim")
@@ -166,7 +166,7 @@ def _headline_lines(pair: Pair, comparison: Comparison) -> Iterator[str]:
     rows = [(pair.a, number(found.a), ""), (pair.b, number(found.b), "")]
     rows.append(("difference", signed(found.difference), interval(found)))
     if pair.p is not None and (pair.only_a or pair.only_b):
-        rows[-1] = (*rows[-1][:2], f"{rows[-1][2]}  p {p_value(pair.p)}, Holm {p_value(pair.p_holm)}".strip())
+        rows.append(("p", p_value(pair.p), f"Holm {p_value(pair.p_holm)}"))
     for row in comparison.published:
         if row.task == pair.task and row.metric == found.metric:
             rows.append((f"{row.title}†", number(row.value), "published, not tested"))
@@ -174,6 +174,22 @@ def _headline_lines(pair: Pair, comparison: Comparison) -> Iterator[str]:
     width = max(len(row[1]) for row in rows)
     for label, value, rest in rows:
         yield f"  {text.one_line(label)[:name]:<{name}}  {value:>{width}}  {rest}".rstrip()
+
+
+def _put(console: Any, line: str) -> None:
+    """Print a line; what does not fit goes on under it, further in."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    stripped = line.lstrip(" ")
+    indent = len(line) - len(stripped)
+    if len(line) <= console.width:
+        console.print(Padding(Text(stripped), (0, 0, 0, indent)))
+        return
+    first, *rest = Text(stripped).wrap(console, console.width - indent - 2)
+    console.print(Padding(first, (0, 0, 0, indent)))
+    for part in rest:
+        console.print(Padding(part, (0, 0, 0, indent + 2)))
 
 
 def _show_parts(console: Any, pair: Pair) -> None:
@@ -185,7 +201,7 @@ def _show_parts(console: Any, pair: Pair) -> None:
     for group, difference, n, only_a, only_b in parts[:PARTS]:
         shown = f"{signed(difference.difference)} {interval(difference)}" if difference else ""
         line = f"    {text.one_line(group)[:name]:<{name}}  -{only_a:,} +{only_b:,} of {n:,}  {shown}"
-        console.print(line.rstrip(), markup=False)
+        _put(console, line.rstrip())
     if len(parts) > PARTS:
         console.print(f"    and {len(parts) - PARTS} more groups", style="dim")
 
@@ -197,7 +213,7 @@ def _show_examples(console: Any, pair: Pair, name: str, examples: Sequence[Examp
     for example in examples[:SHOWN]:
         said = f"; {_short(example.answer_a)} / {_short(example.answer_b)}" if example.answer_a else ""
         line = f"    {example.id}: {_short(example.question, 60)} ({_short(', '.join(example.gold))}{said})"
-        console.print(text.one_line(line), markup=False)
+        _put(console, text.one_line(line))
     if len(examples) > SHOWN:
         console.print(f"    and {len(examples) - SHOWN:,} more; `vlmamba-eval view` shows all of them", style="dim")
 

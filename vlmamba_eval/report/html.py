@@ -15,6 +15,7 @@ import math
 import os
 import re
 import urllib.parse
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -124,7 +125,7 @@ def page(
         board=_board(models, baselines),
         forests=_forests(models, tasks, baselines),
         pairs=[_pair(pair, models) for pair in compared.pairs] if compared else [],
-        pair_plot=_pair_plot(compared, models),
+        pair_plots=_pair_plots(compared, models),
         unpaired=unpaired,
         tasks=[_task(task, [model for model in models if task in model.runs]) for task in tasks],
         readability=_readability(models),
@@ -325,15 +326,21 @@ def _forest(
     return {"title": title, "rows": shown, "start": ends[0], "end": ends[1], "zero": place(0.0) if zero else None}
 
 
-def _pair_plot(compared: Comparison | None, models: Sequence[Row]) -> dict[str, Any] | None:
-    if compared is None or not compared.pairs:
-        return None
-    rows = []
-    for pair in compared.pairs:
-        d = pair.headline
-        side = _side(models, pair.b)
-        rows.append((side, f"{pair.title}: {pair.b} − {pair.a}", d.difference, d.ci_low, d.ci_high))
-    return _forest("", rows, signed, {}, zero=True)
+def _pair_plots(compared: Comparison | None, models: Sequence[Row]) -> list[dict[str, Any]]:
+    """The headlines' differences, those in percent on one scale and those of larger scales (MME) on another."""
+    plots = []
+    for large in (False, True):
+        rows = []
+        for pair in compared.pairs if compared else ():
+            d = pair.headline
+            if (max(abs(d.a or 0), abs(d.b or 0)) > 100) == large:
+                side, other = _side(models, pair.b), _side(models, pair.a)
+                name = f"{pair.title}: {side.letter} − {other.letter}"
+                rows.append((side, name, d.difference, d.ci_low, d.ci_high))
+        if rows:
+            title = "Differences of the headlines, in points" + " of a larger scale than percent" * large
+            plots.append(_forest(title, rows, signed, {}, zero=True))
+    return plots
 
 
 def _side(models: Sequence[Row], name: str) -> Row:
@@ -673,6 +680,12 @@ def natural(name: str) -> list[tuple[int, int, str]]:
     return [(1, int(part), "") if part.isdecimal() and part.isascii() else (0, 0, part) for part in parts]
 
 
+def _counted(answers: Sequence[str]) -> str:
+    """Gold answers, one per line, equal ones once with their number (VQA has ten people's)."""
+    counts = Counter(answers)
+    return "\n".join(answer if n == 1 else f"{answer} × {n}" for answer, n in counts.items())
+
+
 class _Strings:
     """Every text once, by number; -1 for none."""
 
@@ -702,7 +715,7 @@ def _columns(name: str, title: str, runs: Sequence[tuple[int, Answers]], picture
         "who": [place for place, _ in runs],
         "id": list(first),
         "prompt": [strings(row["question"]) for row in first.values()],
-        "gold": [strings("\n".join(golds(row)) or None) for row in first.values()],
+        "gold": [strings(_counted(golds(row)) or None) for row in first.values()],
         "image": [
             -2 if row["image"] is None else pictures.setdefault(row["image"], len(pictures)) for row in first.values()
         ],
