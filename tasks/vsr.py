@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from vlmamba_eval.sources import ByHand
 from vlmamba_eval.task import Task, TaskInfo, accuracy_metrics
 from vlmamba_eval.types import Loaded, Metric, Sample, Verdict
 
@@ -40,8 +41,18 @@ ZERO_SHOT = TaskInfo(
     folders=("vsr",),
     files=("test.jsonl",),
     sources=(
-        "Statements: https://huggingface.co/datasets/cambridgeltl/vsr_zeroshot, test.jsonl into vsr",
-        "Pictures: vsr_images.zip, linked by https://github.com/cambridgeltl/visual-spatial-reasoning, into vsr/images",
+        ByHand(
+            "the statements, test.jsonl of the zero-shot split",
+            "download test.jsonl",
+            "vsr",
+            "https://huggingface.co/datasets/cambridgeltl/vsr_zeroshot",
+        ),
+        ByHand(
+            "the pictures, vsr_images.zip",
+            "follow the link of the repository's README and unpack it",
+            "vsr/images",
+            "https://github.com/cambridgeltl/visual-spatial-reasoning",
+        ),
     ),
 )
 
