@@ -300,7 +300,7 @@ def interval(score: Score | None) -> str:
     """A score's interval in brackets; "" if it has none."""
     if score is None or score.ci_low is None or score.ci_high is None:
         return ""
-    return f"[{number(score.ci_low)}, {number(score.ci_high)}]"
+    return f"[{number(score.ci_low)}, {number(score.ci_high)}]" + ("‡" if score.few_images else "")
 
 
 def spoken(metric: str) -> str:

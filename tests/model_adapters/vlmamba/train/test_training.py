@@ -187,7 +187,7 @@ def test_the_memory_counted_for_stage_2_is_that_of_the_model_and_stands_in_the_d
     counted = timing.counted_bytes(model, recipe.stages[1].train)
     learn, frozen = sizes["connector"] + sizes["language_model"], sizes["vision"]
     assert counted == {"weights": 4 * (learn + frozen), "gradients": 4 * learn, "adam_moments": 8 * learn}
-    text = (Path(__file__).parents[4] / "EVAL.md").read_text()
+    text = (Path(__file__).parents[4] / "model_adapters" / "vlmamba" / "recipes" / "README.md").read_text()
     for parameters in (sizes["connector"], sizes["language_model"], learn, frozen):
         assert f"{parameters:,}" in text
     for size in (*counted.values(), sum(counted.values())):
@@ -195,7 +195,7 @@ def test_the_memory_counted_for_stage_2_is_that_of_the_model_and_stands_in_the_d
 
 
 def test_the_tables_of_the_documentation_are_those_of_the_study():
-    """Nobody types a number: EVAL.md holds what the script makes of its own CSV."""
+    """Nobody types a number: the recipes' README holds what the script makes of its own CSV."""
     folder = FOLDER / "ablations"
     spec = importlib.util.spec_from_file_location("study", folder / "study.py")
     assert spec is not None
@@ -209,7 +209,7 @@ def test_the_tables_of_the_documentation_are_those_of_the_study():
     assert runs == {
         (c, s): {"0", "1"} for c, s in (("mlp", ""), ("vss_mlp", "bsm"), ("vss_l2", "bsm"), ("vss_l2", "csm"))
     }
-    assert study.table(rows) in (Path(__file__).parents[4] / "EVAL.md").read_text()
+    assert study.table(rows) in (Path(__file__).parents[4] / "model_adapters" / "vlmamba" / "recipes" / "README.md").read_text()
 
 
 def test_the_curve_is_drawn_from_the_logs(tmp_path: Path):
