@@ -280,7 +280,8 @@ class Score:
     few_images: bool = False
 
 
-Scoring = Literal["generate", "likelihood"]
+Scoring = Literal["generate", "likelihood", "cleaned"]
+"""How answers came about; `cleaned` ones are generated, and what models leave around an answer was taken off."""
 
 Mark = Literal["SAMPLES", "PARTIAL", "INCOMPLETE", "UNTRAINED", "UNSCORED"]
 
