@@ -69,11 +69,12 @@ class _Index:
         """The samples that a row may mean, those under its likeliest id first."""
         if row.part:
             for key in row.keys:
-                if found := self.by_key.get(f"{row.part}/{key}"):
+                found = self.by_key.get(f"{row.part}/{key}", [])
+                if found and (not row.prompt or any(self.asks(sample, row) for sample in found)):
                     return found
         found = [s for keys in (self.by_key, self.by_alias) for key in row.keys for s in keys.get(key, ())]
         found = list({sample.id: sample for sample in found}.values())
-        if found and row.prompt and any(self.asking.asks(sample, row.prompt) for sample in found):
+        if found and row.prompt and any(self.asks(sample, row) for sample in found):
             return found
         first = next((keys[key] for key in row.keys for keys in (self.by_key, self.by_alias) if key in keys), [])
         if row.loose and row.prompt and (once := self._by_question(row)):
@@ -98,7 +99,7 @@ class _Index:
         """Rows of lists that were answered one by one, each numbered from 1, under the ids of the whole benchmark.
 
         A list begins where an id stands for the second time, or with another file. Which one it is, its prompts say:
-        all of them must be asked there, under the same number.
+        they must be asked there under the same numbers, but for as many as a whole file may have of foreign ones.
         """
         task = self.dataset.task
         if not isinstance(task, MadeOfLists) or not all(row.prompt and row.keys and not row.part for row in rows):
@@ -115,7 +116,8 @@ class _Index:
                 list_name
                 for list_name, numbers in lists.items()
                 if list_name not in taken
-                and all(row.keys[0] in numbers and self.asks(numbers[row.keys[0]], row) for row in part)
+                and sum(row.keys[0] not in numbers or not self.asks(numbers[row.keys[0]], row) for row in part)
+                <= FOREIGN_SHARE * len(part)
             ]
             if len(fits) != 1:
                 return rows  # an ambiguous part, or a file with the ids of the whole benchmark
@@ -208,9 +210,12 @@ class _Pass:
             raise DataError(f"{name} holds the questions of {info.title} where answers should be; no model wrote it.")
         for what, candidates in self.foreign:
             sample = next((s for s in candidates if s.id not in joined.answers), None)
-            if sample is not None:
-                failure = Failure("data_error", f"foreign: {what}")
-                joined.answers[sample.id] = Answer(sample.id, None, failure)
+            if sample is None:
+                raise DataError(
+                    f"{what}, and the questions under that id have their answers. "
+                    "Remove the row that does not belong here."
+                )
+            joined.answers[sample.id] = Answer(sample.id, None, Failure("data_error", f"foreign: {what}"))
         joined.foreign = len(self.foreign)
         self._share_answers()
         joined.notes += self._notes(n)

@@ -245,6 +245,7 @@ def _object(path: Path, value: Mapping[str, Any]) -> Iterator[Saved]:
 IDS = ("question_id", "questionId", "index", "id", "image_id", "pid")
 TEXTS = ("text", "prediction", "model_output", "caption", "answer")
 PARTS = ("category", "split")
+COLUMNS = ("index", "question_id", "id", "image_path")
 OURS = {"id", "text", "prompt", "stop"}
 
 
@@ -372,17 +373,14 @@ def _number(cell: Any) -> str:
 
 def _prediction(path: Path, header: Sequence[str], cells: Sequence[str], where: str) -> Saved:
     row = Row(dict(zip(header, cells, strict=False)), where)
-    key = next((name for name in ("index", "question_id", "id") if name in row.values), "index")
     asked = row.text("question", "")
     if asked:
         options = [f"{letter}. {cell}" for letter in "ABCDEFGH" if (cell := row.text(letter, ""))]
         asked = "\n".join([asked, *options])
-    identifier = row.identifier(key)
-    whole = re.fullmatch(r"(\d+)\.0", identifier)  # pandas, if a column has holes
-    part = _part(row.values)
-    return Saved(
-        where, (whole[1] if whole else identifier,), row.text("prediction"), asked, part, str(path), loose=True
-    )
+    keys = [re.sub(r"^(\d+)\.0$", r"\1", key) for name in COLUMNS if (key := row.text(name, ""))]  # 3.0: pandas, holes
+    if not keys:
+        row.fail(f"the columns should hold an `index`; the header has {shorten(', '.join(header))}.")
+    return Saved(where, tuple(keys), row.text("prediction"), asked, _part(row.values), str(path), loose=True)
 
 
 def _mme(path: Path, text: str) -> Iterator[Saved]:
