@@ -39,7 +39,7 @@ def score_answers(
     if not clean and (remark := remarks(texts)):
         joined.notes.append(remark)
     answers = {key: _clean(answer) if clean else answer for key, answer in joined.answers.items()}
-    model = name or rows[0].model or answers_file.stem
+    model = name or rows[0].model or answers_file.resolve().stem
     imported = Imported(model, _sha256(answers_file), cleaned=clean)
     manifest = Manifest(task_identity(dataset.task), dataset.identity, answers=imported)
     with Run(manifest.folder(out), manifest) as run:
@@ -49,8 +49,9 @@ def score_answers(
             run.log(event="imported", data=dataset.source, answers=where, notes=joined.notes, command=command())
             run.append(new)
         outcome = conclude(dataset, run)
-    for message in joined.notes if note is not None else ():
-        note(f"{dataset.task.info.title}: {message}")
+    if note is not None:
+        for message in joined.notes:
+            note(f"{dataset.task.info.title}: {message}")
     return outcome
 
 

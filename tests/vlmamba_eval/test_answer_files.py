@@ -267,7 +267,7 @@ def test_vlm_evaluations_results_are_read(tmp_path: Path) -> None:
     assert texts(gqa, path) == right(gqa)
     path.write_text(json.dumps({"-3": {"question_id": -3, "question": "?", "yes_no_probabilities": [0.2, 0.8]}}))
     with pytest.raises(
-        DataError, match="vlm-evaluation's results.json of a task of yes and no: it holds probabilities"
+        DataError, match=r"vlm-evaluation's results\.json of a task of yes and no: it holds probabilities"
     ):
         read_answer_file(samples("pope"), path)
 
@@ -354,6 +354,8 @@ def test_nan_is_harmless_in_fields_that_nobody_reads(tmp_path: Path) -> None:
         (b"PK\x03\x04....", "begins like a zip archive or an Excel sheet"),
         (b"<!DOCTYPE html><html>", "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
+        (b"a" * 200_000 + b",b\n", "is a table whose columns are 'aaa"),
+        (b'{"filtered_resps": ' + b"[" * 400 + b"]" * 400 + b"}", "should hold the text of one answer"),
         (b"a,b\n1,2\n", "is a table whose columns are 'a, b'; expected `index` and `prediction`"),
         (b"Yes\nNo\n", "is text that begins with 'Yes'"),
         (b"", "holds no answers"),
@@ -361,7 +363,7 @@ def test_nan_is_harmless_in_fields_that_nobody_reads(tmp_path: Path) -> None:
         (b"[1, 2]", "item 0: expected an object with named fields, found 1"),
         (b'{"results": {}, "configs": {}}', "is lmms-eval's summary of scores"),
         (b'{"v1_0": {"model": "g", "score": [0.5], "content": ["x"]}}', "holds the grades of MM-Vet's evaluator"),
-        (b'{"question_id": 1, "image": "a.jpg", "text": "Is it?", "label": "no"}', "a list of questions, not of answers"),
+        (b'{"question_id": 1, "image": "a.jpg", "text": "Is it?", "label": "no"}', "list of questions, not of answers"),
         (b'{"question": "Is it?", "answer": "no"}\n{"question": "Is it?", "answer": "no"}\n', "reads by order"),
         (b'{"id": "a", "text": "b", "prompt": "c", "stop": "eos"}\n', "`answers.jsonl` of a run of this tool"),
         (b'[\n {"question_id": 1,\n', "the file ends within its JSON"),

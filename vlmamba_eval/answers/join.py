@@ -229,9 +229,10 @@ class _Pass:
             picture = sample.image.key if sample.image else ""
             places[sample.answer_key, task.prompt(sample), picture].append(sample)
         for same in places.values():
-            given = next((a for s in same if (a := self.joined.answers.get(s.id)) and a.generation), None)
-            for sample in same if given is not None else ():
-                self.joined.answers.setdefault(sample.id, Answer(sample.id, given.generation))
+            given = next((a.generation for s in same if (a := self.joined.answers.get(s.id)) and a.generation), None)
+            if given is not None:
+                for sample in same:
+                    self.joined.answers.setdefault(sample.id, Answer(sample.id, given))
 
     def _notes(self, n: int) -> list[str]:
         joined = self.joined

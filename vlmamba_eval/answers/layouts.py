@@ -115,8 +115,8 @@ def _read_file(path: Path) -> Iterator[Saved]:
         return
     first = start.split("\n", 1)[0].rstrip("\r")
     delimiter = "\t" if "\t" in first else ","
-    header = next(csv.reader([first], delimiter=delimiter), [])
-    if "prediction" in header:
+    header = first.split(delimiter)
+    if "prediction" in (name.strip('"') for name in header):
         yield from _table(path, text, delimiter)
     elif first.count("\t") == 3:
         yield from _mme(path, text)
@@ -308,13 +308,13 @@ def _lmms(row: Row) -> Saved:
     return Saved(row.where, tuple(dict.fromkeys(keys)), texts[0], asked, part, _source(row), loose=True)
 
 
-def _leaves(value: Any) -> list[Any]:
-    """What nested lists, and the first level of objects among arguments, hold at their ends."""
+def _leaves(value: Any, depth: int = 4) -> list[Any]:
+    """What nested lists and objects hold at their ends; deeper than any harness nests, the list itself is an end."""
     if isinstance(value, dict):
         value = list(value.values())
-    if not isinstance(value, list):
+    if not isinstance(value, list) or not depth:
         return [] if value is None else [value]
-    return [leaf for item in value for leaf in _leaves(item)]
+    return [leaf for item in value for leaf in _leaves(item, depth - 1)]
 
 
 # =============================================================================
