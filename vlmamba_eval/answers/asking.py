@@ -35,9 +35,10 @@ class Asking:
 
     @cached_property
     def _all(self) -> frozenset[str]:
-        return frozenset(self._prompt(sample) for sample in self._samples)
+        return frozenset(self.prompt(sample) for sample in self._samples)
 
-    def _prompt(self, sample: Sample) -> str:
+    def prompt(self, sample: Sample) -> str:
+        """The benchmark's own prompt, `plain`."""
         if sample.id not in self._own:
             self._own[sample.id] = plain(self._task.prompt(sample))
         return self._own[sample.id]
@@ -50,7 +51,7 @@ class Asking:
         if not self.checkable:
             return True
         saved = plain(prompt)
-        if saved == self._prompt(sample):
+        if saved == self.prompt(sample):
             return True
         if saved in self._all:
             return False

@@ -74,7 +74,9 @@ class _Index:
                     return found
         found = [s for keys in (self.by_key, self.by_alias) for key in row.keys for s in keys.get(key, ())]
         found = list({sample.id: sample for sample in found}.values())
-        if found and row.prompt and any(self.asks(sample, row) for sample in found):
+        if len(row.keys) == 1 and not row.loose:
+            return found
+        if row.prompt and any(self.asks(sample, row) for sample in found):
             return found
         first = next((keys[key] for key in row.keys for keys in (self.by_key, self.by_alias) if key in keys), [])
         if row.loose and row.prompt and (once := self._by_question(row)):
@@ -93,7 +95,7 @@ class _Index:
 
     def repeats(self, sample: Sample, text: str) -> bool:
         """Whether an answer is the question itself, with what asks for a short answer behind it."""
-        return plain(text) == plain(self.dataset.task.prompt(sample))
+        return len(text) >= len(sample.question) and plain(text) == self.asking.prompt(sample)
 
     def numbered(self, rows: Sequence[Saved]) -> Sequence[Saved]:
         """Rows of lists that were answered one by one, each numbered from 1, under the ids of the whole benchmark.
