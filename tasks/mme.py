@@ -151,6 +151,11 @@ class Mme(Task):
         question = prompt.removeprefix("<image>\n").strip().removesuffix(SHORT_ANSWER).strip().removesuffix(ASK)
         return " ".join(question.split())
 
+    def aliases(self, sample: Sample) -> tuple[str, ...]:
+        """Category and picture, as in the hub's ids and in the files that calculation.py reads."""
+        category, *_, name = sample.external_id.split("/")
+        return (f"{category}/{name}",)
+
     def submit(self, samples: Sequence[Sample], answers: Mapping[str, str], folder: Path, extra: None) -> list[Path]:
         """One text file a category, the input of calculation.py: picture, question, gold, answer, between tabs.
 

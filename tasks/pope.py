@@ -135,6 +135,11 @@ class Pope(Task):
     def prompt(self, sample: Sample) -> str:
         return f"{sample.question}\n{SHORT_ANSWER}"
 
+    def place_in_list(self, sample: Sample) -> tuple[str, str]:
+        """The official lists are three files, each numbered from 1."""
+        split, _, number = sample.id.partition("/")
+        return split, number
+
     def grade(self, sample: Sample, text: str) -> Verdict:
         return read_yes_no(text, str(sample.target))
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from vlmamba_eval.sources import File, Pictures, Terms
 from vlmamba_eval.task import SHORT_ANSWER, TaskInfo
@@ -141,6 +141,11 @@ class TextVqa(SoftAccuracyTask):
         agreeing = sum(evalai(answer) == prediction for answer in sample.target or ())
         return Verdict(prediction, LEAVE_ONE_OUT[agreeing], valid=bool(prediction))
 
+    def aliases(self, sample: Sample) -> tuple[str, ...]:
+        """The official question_id, by which EvalAI and others know the questions."""
+        number = sample.fields.get("question_id")
+        return () if number is None else (number,)
+
     def join_key(self, prompt: str) -> str:
         """The question, wherever the recognised words stand: LLaVA's question_id is the picture's."""
         lines = prompt.removeprefix("<image>\n").split("\n")
@@ -169,7 +174,10 @@ def _sample(
     bounds = ((0, "00"), (5, "01-05"), (10, "06-10"), (20, "11-20"), (50, "21-50"))
     groups = () if words is None else (f"ocr_tokens/{next((n for top, n in bounds if len(words) <= top), '51+')}",)
     target = None if answers is None else ten_answers(row, answers)
-    return Sample(key, picture, question, target, (), groups, {"words": words}, external_id=image, where=row.where)
+    fields: dict[str, Any] = {"words": words}
+    if answers is not None and "question_id" in row:
+        fields["question_id"] = row.identifier("question_id")
+    return Sample(key, picture, question, target, (), groups, fields, external_id=image, where=row.where)
 
 
 TASKS = (TextVqa(AFTER, "after"), TextVqa(BEFORE, "before"), TextVqa(NONE, "none"))

@@ -367,23 +367,26 @@ def _named(adapter: Any, name: str) -> Any:
     required=True,
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="JSON lines with `question_id`, `text` and, where ids repeat, `prompt`.",
+    help="A file or folder of answers: LLaVA's, an official result file, or another harness's (EVAL.md lists them).",
 )
 @click.option("--data", required=True, metavar="DIR", help="The annotation files; no image is needed.")
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
 @click.option("--name", help="The model's name in tables. Default: the answers' `model_id`, else the file's name.")
 @click.option("--allow-partial", is_flag=True, help="Accept other counts than the declared ones, marked PARTIAL.")
-def score(task: str, answers: Path, data: str, out: Path, name: str | None, allow_partial: bool) -> None:
+@click.option(
+    "--clean", is_flag=True, help="Take off special tokens, reasoning tags and outer white space; tables say so."
+)
+def score(task: str, answers: Path, data: str, out: Path, name: str | None, allow_partial: bool, clean: bool) -> None:
     """Score anybody's answers, LLaVA's own files among them, into the same tables.
 
-    Answers are joined by id and, where ids repeat (MME, TextVQA), by the prompt; never by order.
+    Answers are joined by id and by what their saved prompt asks; never by order.
     """
     from vlmamba_eval.answer_files import score_answers
     from vlmamba_eval.dataset import load_dataset
     from vlmamba_eval.registry import get_task
 
     dataset = load_dataset(get_task(task), data, allow_partial=allow_partial)
-    outcome = score_answers(dataset, answers, out, name)
+    outcome = score_answers(dataset, answers, out, name, clean=clean, note=lambda text: click.echo(text, err=True))
     sys.exit(_finish([outcome], out, f"Add the missing answers to {answers} and run the same command again."))
 
 

@@ -58,10 +58,11 @@ class Decoding:
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """Whose answer file, by its content."""
+    """Whose answer file, by its content; `cleaned` if what stands around the answers was taken off (`--clean`)."""
 
     model: str
     sha256: str
+    cleaned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,9 @@ class Manifest:
 
     @property
     def scoring(self) -> Scoring:
-        """How the answers were made; those of a file count as generated."""
+        """How the answers were made; those of a file count as generated, or as cleaned."""
+        if self.answers is not None and self.answers.cleaned:
+            return "cleaned"
         return self.decoding.scoring if self.decoding else "generate"
 
     @property
@@ -96,7 +99,7 @@ class Manifest:
     @property
     def model_key(self) -> str:
         """The same of the model alone: equal for the runs that make up one row of the leaderboard."""
-        who = self.model or (self.answers and replace(self.answers, sha256=""))
+        who = self.model or (self.answers and replace(self.answers, sha256="", cleaned=False))
         return hashlib.sha256(canonical_json(who).encode()).hexdigest()[:12]
 
     def folder(self, out: Path) -> Path:

@@ -136,7 +136,7 @@ def read_jsonl(path: Path) -> Iterator[Row]:
         if line.strip():
             where = f"{path}:{number}"
             try:
-                value = json.loads(line, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+                value = json.loads(line, parse_constant=_refuse_constant, object_pairs_hook=unique_keys)
             except json.JSONDecodeError as error:
                 raise DataError(
                     f"{where}: not a valid JSON line ({error.msg}, column {error.colno}): {shorten(line)}. "
@@ -153,7 +153,7 @@ def read_json(path: Path) -> Any:
     """A whole JSON file. Raises `DataError` with line and column if it is damaged."""
     text = read_text(path)
     try:
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=unique_keys)
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno}); it begins with "
@@ -171,7 +171,8 @@ def _refuse_constant(name: str) -> NoReturn:
     raise _BadJSON(f"{name} is not a JSON number")
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A hook for `json.loads` that refuses an object in which a key stands twice."""
     result = dict(pairs)
     if len(result) != len(pairs):
         seen: set[str] = set()

@@ -165,6 +165,24 @@ class Submits(Protocol):
         ...
 
 
+@runtime_checkable
+class KnownElsewhere(Protocol):
+    """Other programs know its questions by further ids, which may repeat: then the saved prompt decides."""
+
+    def aliases(self, sample: Sample) -> tuple[str, ...]:
+        """The further ids of one sample."""
+        ...
+
+
+@runtime_checkable
+class MadeOfLists(Protocol):
+    """It is several lists that are answered one by one elsewhere, each with ids of its own."""
+
+    def place_in_list(self, sample: Sample) -> tuple[str, str]:
+        """The list's name, which is what the sample's id begins with (`name/...`), and the id within the list."""
+        ...
+
+
 Message = Mapping[str, str]
 """One turn of a conversation with a judge: {"role": ..., "content": ...}."""
 

@@ -280,14 +280,15 @@ class Score:
     few_images: bool = False
 
 
-Scoring = Literal["generate", "likelihood"]
+Scoring = Literal["generate", "likelihood", "cleaned"]
+"""How answers came about; `cleaned` ones are generated, and what models leave around an answer was taken off."""
 
 Mark = Literal["SAMPLES", "PARTIAL", "INCOMPLETE", "UNTRAINED", "UNSCORED"]
 
 MEANING: dict[Mark, str] = {
     "SAMPLES": "the bundled samples, scenes drawn by this project: not comparable with any published number",
     "PARTIAL": "not the benchmark's whole list of questions",
-    "INCOMPLETE": "some questions have no answer; they count as wrong",
+    "INCOMPLETE": "some questions have no answer, a failed or a foreign (to another question) one; they count as wrong",
     "UNTRAINED": "random weights: the numbers only show that everything runs",
     "UNSCORED": "there are no gold labels here, or a judge must grade; the answers are kept",
 }

@@ -263,3 +263,20 @@ def test_the_released_llava_answers_have_the_published_score(real: Path, score: 
     for split, numbers in expected["splits"].items():
         for name in ("accuracy", "precision", "recall", "f1", "yes_ratio"):
             assert values[name, split] == pytest.approx(100 * numbers[name], abs=1e-6)
+
+
+def test_the_released_answers_on_the_longer_list_name_the_list_they_belong_to(tmp_path: Path, real: Path) -> None:
+    """A list whose random part has rows in the middle that theirs has not, as POPE's head has."""
+    target = tmp_path / "pope_9000" / "coco"
+    target.mkdir(parents=True)
+    for split in SPLITS:
+        rows = [json.loads(line) for line in (real / f"pope/coco/coco_pope_{split}.json").read_text().splitlines()]
+        if split == "random":
+            for i in range(90):
+                rows.insert(33 * i + 7, rows[33 * i] | {"text": f"Is there a zeppelin {i} in the image?"})
+            rows = [found | {"question_id": number} for number, found in enumerate(rows, 1)]
+        (target / f"coco_pope_{split}.json").write_text(lines(rows))
+    dataset = load_dataset(POPE_9000, str(tmp_path), allow_partial=True)
+    assert len(dataset.samples) == 9_000
+    with pytest.raises(DataError, match=r"2,\d\d\d of 8,910 prompts\. It is most likely for `pope`"):
+        read_answer_file(dataset, real / "pope/answers/llava-v1.5-13b.jsonl")

@@ -129,8 +129,11 @@ def test_a_models_name_from_an_answer_file_may_be_anything(data: Path, tmp_path:
 def test_two_answers_to_one_question_name_both_lines(data: Path, tmp_path: Path) -> None:
     dataset = load_dataset(ToyTask(), str(data))
     rows = perfect(dataset)
-    with pytest.raises(DataError, match=r"a\.jsonl:25: question '0-0' is answered twice; the first .*a\.jsonl:1"):
-        read_answer_file(dataset, answers_file(tmp_path / "a.jsonl", [*rows, rows[0]]))
+    again = [row | {"text": "other"} for row in rows[:2]]
+    with pytest.raises(
+        DataError, match=r"a\.jsonl:25: question '0-0' is answered twice, differently; .*a\.jsonl:1\. 2 rows are such"
+    ):
+        read_answer_file(dataset, answers_file(tmp_path / "a.jsonl", [*rows, *again]))
 
 
 @pytest.mark.parametrize(
@@ -168,7 +171,7 @@ def test_repeating_ids_are_told_apart_by_the_prompt(data: Path, tmp_path: Path) 
     with pytest.raises(DataError, match=r"a\.jsonl:4: question id '5' stands for 4 questions .* 'prompt' is needed"):
         read_answer_file(dataset, answers_file(tmp_path / "a.jsonl", rows))
     rows[3]["prompt"] = "something else"
-    with pytest.raises(DataError, match=r"a\.jsonl:4: the prompt 'something else' is none of the questions"):
+    with pytest.raises(DataError, match=r"a\.jsonl:4: 'something else' does not ask what Toy asks under id '5'"):
         read_answer_file(dataset, answers_file(tmp_path / "a.jsonl", rows))
 
 
