@@ -31,7 +31,7 @@ ABBREVIATIONS = {
 }
 COLUMNS = [
     *("model", "task", "split", "category", "metric", "value", "ci_low", "ci_high"),
-    *("n", "n_images", "n_unparsed", "n_missing", "n_error", "n_truncated", "headline", "status"),
+    *("n", "n_images", "n_unparsed", "n_missing", "n_error", "n_truncated", "few_images", "headline", "status"),
     *("scoring", "weights", "dtype", "version", "key", "model_key", "source"),
 ]
 
@@ -139,7 +139,10 @@ class Board:
         return (Section(FAIR, (*fair, *quoted)), beside)
 
 
-FOOTNOTE = "Measured values with their 95 % interval (bootstrap over images); † published, not measured."
+FOOTNOTE = (
+    "Measured values with their 95 % interval (bootstrap over images; ‡ few images carry it: a rough one); "
+    "† published, not measured."
+)
 FAIR = "On the benchmarks"
 APART = "On the bundled samples, or with random weights: comparable with nothing published"
 QUOTED = "Published, on the benchmarks themselves"
@@ -332,7 +335,8 @@ def markdown(runs: Sequence[RunScores], baselines: Sequence[Published]) -> str:
                 lines += ["", *_table(("model", *(table.headers[i] for i in columns)), rows, left=1)]
     lines += [
         "",
-        "Measured values carry their 95 % interval, from the bootstrap over images; † published, not measured.",
+        "Measured values carry their 95 % interval, from the bootstrap over images (‡ few images carry the errors, or "
+        "the right answers: a rough one); † published, not measured.",
     ]
     lines += ["", *(f"- {note}" for note in table.notes)]
     for run in sorted(runs, key=lambda run: table.tasks.index(run.task)):

@@ -64,7 +64,9 @@ def choose_backend(device: torch.device | str, requires_grad: bool = False) -> s
         if requires_grad:
             return "autograd"
         return "numba" if torch.device(device).type == "cpu" and _numba_runs() else "eager"
-    if find_spec("triton") is not None:  # faster than the authors' kernels in both: results/bench/README.md, recipes/README.md
+    if (
+        find_spec("triton") is not None
+    ):  # faster than the authors' kernels in both: results/bench/README.md, recipes/README.md
         return "autograd" if requires_grad else "triton"
     if _mamba_ssm_runs():
         return "mamba_ssm"

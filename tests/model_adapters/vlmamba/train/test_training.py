@@ -209,7 +209,10 @@ def test_the_tables_of_the_documentation_are_those_of_the_study():
     assert runs == {
         (c, s): {"0", "1"} for c, s in (("mlp", ""), ("vss_mlp", "bsm"), ("vss_l2", "bsm"), ("vss_l2", "csm"))
     }
-    assert study.table(rows) in (Path(__file__).parents[4] / "model_adapters" / "vlmamba" / "recipes" / "README.md").read_text()
+    assert (
+        study.table(rows)
+        in (Path(__file__).parents[4] / "model_adapters" / "vlmamba" / "recipes" / "README.md").read_text()
+    )
 
 
 def test_the_curve_is_drawn_from_the_logs(tmp_path: Path):
