@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from vlmamba_eval.sources import File, Pictures, Terms
 from vlmamba_eval.task import SHORT_ANSWER, TaskInfo
 from vlmamba_eval.tasks.vqa_accuracy import (
     CONTRACTIONS,
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 INSUFFICIENT = "When the provided information is insufficient, respond with 'Unanswerable'."
 
+TERMS = Terms("as the data's page says", "https://vizwiz.org/tasks-and-datasets/vqa")
+HOST = "https://vizwiz.cs.colorado.edu/VizWiz_final"
 VAL = TaskInfo(
     name="vizwiz",
     title="VizWiz (val)",
@@ -55,8 +58,8 @@ VAL = TaskInfo(
     folders=("vizwiz",),
     files=("val.json", "Annotations/val.json"),
     sources=(
-        "Annotations: https://vizwiz.cs.colorado.edu/VizWiz_final/vqa_data/Annotations.zip, val.json into vizwiz",
-        "Pictures: https://vizwiz.cs.colorado.edu/VizWiz_final/images/val.zip into vizwiz/val",
+        File("vizwiz/val.json", f"{HOST}/vqa_data/Annotations.zip", TERMS, member="val.json", size=1_000_000),
+        Pictures(TERMS, url=f"{HOST}/images/val.zip", member="val/{name}", size=450_000, zip_size=2_000_000_000),
     ),
 )
 
