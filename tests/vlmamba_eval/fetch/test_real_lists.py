@@ -122,7 +122,7 @@ def test_only_what_the_real_lists_ask_about_travels_and_an_evaluation_runs(serve
     command(*evaluation, "--out", "folder")  # the default data is the folder that was filled
     assert "0 wrong" in command("prepare", *tasks, "--verify")
     said = command("prepare", *tasks, "--pack", "all.tar")
-    assert "4,069 files" in said  # 4,064 pictures and the question files that were read
+    assert "4,070 files" in said  # 4,064 pictures and six question files
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (tmp_path / "all.tar").rename(elsewhere / "all.tar")
