@@ -214,6 +214,7 @@ def test_every_benchmark_says_where_its_files_come_from(name: str) -> None:
     info = get_task(name).info
     assert info.sources
     for source in info.sources:
+        assert not isinstance(source, str)
         if isinstance(source, ByHand):
             assert source.url.startswith("https://")
             continue
