@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
 INSUFFICIENT = "When the provided information is insufficient, respond with 'Unanswerable'."
 
-TERMS = Terms("CC BY 4.0", "https://vizwiz.org/tasks-and-datasets/vqa")
-
+TERMS = Terms("as the data's page says", "https://vizwiz.org/tasks-and-datasets/vqa")
+HOST = "https://vizwiz.cs.colorado.edu/VizWiz_final"
 VAL = TaskInfo(
     name="vizwiz",
     title="VizWiz (val)",
@@ -58,20 +58,8 @@ VAL = TaskInfo(
     folders=("vizwiz",),
     files=("val.json", "Annotations/val.json"),
     sources=(
-        File(
-            "vizwiz/val.json",
-            "https://vizwiz.cs.colorado.edu/VizWiz_final/vqa_data/Annotations.zip",
-            TERMS,
-            member="val.json",
-            size=3_000_000,
-        ),
-        Pictures(
-            TERMS,
-            url="https://vizwiz.cs.colorado.edu/VizWiz_final/images/val.zip",
-            member="val/{name}",
-            size=500_000,
-            zip_size=2_200_000_000,
-        ),
+        File("vizwiz/val.json", f"{HOST}/vqa_data/Annotations.zip", TERMS, member="val.json", size=1_000_000),
+        Pictures(TERMS, url=f"{HOST}/images/val.zip", member="val/{name}", size=450_000, zip_size=2_000_000_000),
     ),
 )
 

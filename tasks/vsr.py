@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from vlmamba_eval.sources import ByHand
+from vlmamba_eval.sources import ByHand, File, Terms
 from vlmamba_eval.task import Task, TaskInfo, accuracy_metrics
 from vlmamba_eval.types import Loaded, Metric, Sample, Verdict
 
@@ -41,15 +41,15 @@ ZERO_SHOT = TaskInfo(
     folders=("vsr",),
     files=("test.jsonl",),
     sources=(
-        ByHand(
-            "the statements, test.jsonl of the zero-shot split",
-            "download test.jsonl",
-            "vsr",
-            "https://huggingface.co/datasets/cambridgeltl/vsr_zeroshot",
+        File(
+            "vsr/test.jsonl",
+            "https://huggingface.co/datasets/cambridgeltl/vsr_zeroshot/resolve/main/test.jsonl",
+            Terms("as the data's page says", "https://huggingface.co/datasets/cambridgeltl/vsr_zeroshot"),
+            size=300_000,
         ),
         ByHand(
-            "the pictures, vsr_images.zip",
-            "follow the link of the repository's README and unpack it",
+            "the pictures",
+            "fetch vsr_images.zip, which the authors' page links, and unpack it there",
             "vsr/images",
             "https://github.com/cambridgeltl/visual-spatial-reasoning",
         ),

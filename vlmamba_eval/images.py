@@ -67,7 +67,7 @@ def _read_file(ref: ImageRef) -> bytes:
             raise DataError(f"{ref.where}: larger than {MAX_IMAGE_BYTES >> 20} MiB; no benchmark image is.")
         return resolved.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{ref.where}: the image is missing. Unpack the benchmark's images there.") from None
+        raise DataError(f"{ref.where}: the image is missing. `vlmamba-eval prepare --download` fetches it.") from None
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links; a name that no file system takes
         raise DataError(f"{ref.where}: the image cannot be read ({error}).") from None
 

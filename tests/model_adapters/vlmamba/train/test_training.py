@@ -32,6 +32,8 @@ from vlmamba_eval.types import DataError, EvalError, ImageQuestions, Question, U
 
 from .conftest import write_recipe
 
+README = Path(__file__).parents[4] / "model_adapters" / "vlmamba" / "recipes" / "README.md"
+
 ALL: dict[str, Any] = {"train": ["vision", "connector", "language_model"]}
 
 
@@ -187,7 +189,7 @@ def test_the_memory_counted_for_stage_2_is_that_of_the_model_and_stands_in_the_d
     counted = timing.counted_bytes(model, recipe.stages[1].train)
     learn, frozen = sizes["connector"] + sizes["language_model"], sizes["vision"]
     assert counted == {"weights": 4 * (learn + frozen), "gradients": 4 * learn, "adam_moments": 8 * learn}
-    text = (Path(__file__).parents[4] / "model_adapters" / "vlmamba" / "recipes" / "README.md").read_text()
+    text = README.read_text()
     for parameters in (sizes["connector"], sizes["language_model"], learn, frozen):
         assert f"{parameters:,}" in text
     for size in (*counted.values(), sum(counted.values())):
@@ -209,10 +211,7 @@ def test_the_tables_of_the_documentation_are_those_of_the_study():
     assert runs == {
         (c, s): {"0", "1"} for c, s in (("mlp", ""), ("vss_mlp", "bsm"), ("vss_l2", "bsm"), ("vss_l2", "csm"))
     }
-    assert (
-        study.table(rows)
-        in (Path(__file__).parents[4] / "model_adapters" / "vlmamba" / "recipes" / "README.md").read_text()
-    )
+    assert study.table(rows) in README.read_text()
 
 
 def test_the_curve_is_drawn_from_the_logs(tmp_path: Path):
