@@ -1,4 +1,4 @@
-"""An image's prefix shared or not: which models do, what the check at load finds, what ranking and memory make of it."""
+"""An image's prefix shared or not: which models do, what the check at load finds, ranking, memory."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_windows_and_recurrent_states_are_shared_without_a_change(tmp_path: Path
     assert found == alone.generate(batch_for(alone))
     ranked = likelihoods(shared.rank(batch_for(shared, continuations=OPTIONS)))
     assert ranked == pytest.approx(likelihoods(alone.rank(batch_for(alone, continuations=OPTIONS))), abs=1e-3)
-    assert len({round(one, 2) for one in ranked}) > 20  # the image and the question matter
+    assert len({round(one, 2) for one in ranked}) > 10  # the question matters, also to a window of 8 tokens
 
 
 def test_a_cache_that_drops_its_state_is_found_out_and_not_shared(tmp_path: Path) -> None:
