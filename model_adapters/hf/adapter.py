@@ -138,13 +138,10 @@ class ProcessorConversations(Conversations):
         turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if answer is not None:
             turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        # Reasoning in front of a short answer is nothing that the benchmarks ask for; templates without it don't care.
+        # Reasoning in front of a short answer is nothing that the benchmarks ask for.
+        switches = {"enable_thinking": False} if "enable_thinking" in self.template else {}
         return self.processor.apply_chat_template(
-            turns,
-            chat_template=self.template,
-            tokenize=False,
-            add_generation_prompt=answer is None,
-            enable_thinking=False,
+            turns, chat_template=self.template, tokenize=False, add_generation_prompt=answer is None, **switches
         )
 
     def _answer_lead(self) -> str:

@@ -107,13 +107,16 @@ def _save(folder: Path, model: Any, processor: Any) -> Path:
 # =============================================================================
 
 
-def llava(folder: Path, *, image_size: int = 28, head_rows: int = 64) -> Path:
-    """LLaVA-1.5: CLIP and LLaMA. `head_rows` more rows than the tokenizer has tokens, as the converters leave."""
+def llava(folder: Path, *, image_size: int = 28, head_rows: int = 64, language: str = "llama", **settings: Any) -> Path:
+    """LLaVA-1.5: CLIP and LLaMA, or another language model with `settings` of its own.
+
+    The head has `head_rows` more rows than the tokenizer has tokens, as the converters leave.
+    """
     tokenizer = llama_like_tokenizer(["<image>"])
     image = tokenizer.convert_tokens_to_ids("<image>")
     config = transformers.LlavaConfig(
         vision_config=transformers.CLIPVisionConfig(**VISION, image_size=image_size, patch_size=7, projection_dim=16),
-        text_config={**TEXT, "model_type": "llama", "vocab_size": len(tokenizer) + head_rows},
+        text_config={**TEXT, "model_type": language, "vocab_size": len(tokenizer) + head_rows, **settings},
         image_token_id=image,
         image_token_index=image,
         vision_feature_layer=-2,
