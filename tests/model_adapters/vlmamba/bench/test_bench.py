@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from vlmamba_eval.cli import cli
 from vlmamba_eval.model_adapters.vlmamba.bench import measure, report
 from vlmamba_eval.model_adapters.vlmamba.bench.contestants import MODES, PEERS, contestants, spread
-from vlmamba_eval.model_adapters.vlmamba.bench.gpu_goal import distinct, prepare, workload
+from vlmamba_eval.model_adapters.vlmamba.bench.full_suite import distinct, prepare, workload
 from vlmamba_eval.model_adapters.vlmamba.bench.profiles import PROFILES, AboutImage, Asked, draw
 from vlmamba_eval.model_adapters.vlmamba.bench.report import COLUMNS, Row
 from vlmamba_eval.model_adapters.vlmamba.bench.subject import Subject, of_adapter, of_shape
@@ -60,7 +60,7 @@ def test_the_described_profile_has_the_published_mean() -> None:
     assert sum(len(about.questions) for about in images) / 4_000 == pytest.approx(214_354 / 40_504, rel=0.03)
 
 
-def test_the_gpu_goal_asks_the_three_benchmarks_whole() -> None:
+def test_the_full_suite_asks_the_three_benchmarks_whole() -> None:
     images = workload(1.0, seed=0)
     assert len(images) == 2_085
     assert sum(len(about.questions) for about in images) == 23_862
@@ -260,23 +260,23 @@ def test_figures_are_drawn_for_every_kind_of_profile(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_gpu_goal_runs_on_a_cpu_at_a_small_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_full_suite_runs_on_a_cpu_at_a_small_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.model_adapters.vlmamba.scan.authors import Kernel
-    from vlmamba_eval.model_adapters.vlmamba.bench import gpu_goal
+    from vlmamba_eval.model_adapters.vlmamba.bench import full_suite
     from vlmamba_eval.model_adapters.vlmamba.scan import mamba_ssm
 
-    for module in (gpu_goal, mamba_ssm):  # as if the authors' package were installed
+    for module in (full_suite, mamba_ssm):  # as if the authors' package were installed
         monkeypatch.setattr(module, "selective_scan_fn", Kernel)
     arguments = "--model vlmamba-tiny --dtype bfloat16 --fraction 0.004 --unshared 16 --compare 2 --repeats 1"
-    monkeypatch.setattr("sys.argv", ["gpu_goal", *arguments.split(), "--out", str(tmp_path)])
-    gpu_goal.main()
-    results = json.loads((tmp_path / "gpu_goal.json").read_text(encoding="utf-8"))
+    monkeypatch.setattr("sys.argv", ["full_suite", *arguments.split(), "--out", str(tmp_path)])
+    full_suite.main()
+    results = json.loads((tmp_path / "full_suite.json").read_text(encoding="utf-8"))
     assert results["goal, each asked: questions answered"] == results["questions"]
     assert results["compare: bfloat16, shared and unshared: answers that differ"] < 0.2
     for who in ("eager", "mamba_ssm", "mamba-ssm's kernel alone, from zero"):
         assert results[f"scan of 2 rows of 8 tokens, {who}, ms"] > 0
 
 
-def test_the_gpu_goals_model_never_ends_an_answer_early() -> None:
+def test_the_full_suites_model_never_ends_an_answer_early() -> None:
     subject = prepare("vlmamba-tiny", "cpu", "float32", 0)
     assert subject.engine.eos == -1

@@ -1,12 +1,12 @@
 """The whole of GQA testdev, POPE and MME on one GPU, and what limits it.
 
-    python -m vlmamba_eval.model_adapters.vlmamba.bench.gpu_goal --out results/bench
+    python -m vlmamba_eval.model_adapters.vlmamba.bench.full_suite --out results/bench
 
 23,862 questions of real length about 2,085 images, at the shape of a published model with random weights drawn on the
 device. Steps, each of which writes its results before the next begins:
 
     rates     this card's bf16 matrix rate and copy bandwidth; encoder, prefill and decoding against them
-    goal      all questions, equal ones of an image once (as an evaluation asks them), under several `Limits`
+    all-questions  every one, equal ones of an image once (as an evaluation asks them), under several `Limits`
     unshared  some of the questions, each with its own reading of the image
     compare   how many answers differ between sharing and not, and between bfloat16 and float32
     lengths   reading 512 to 65,536 tokens beside a LLaMA of about equal size
@@ -50,7 +50,7 @@ from .profiles import PROFILES, AboutImage, draw
 from .subject import PAD, Subject, numbered_tokenizer, of_adapter, strengthen
 from .timing import machine, timed
 
-STEPS = ("rates", "goal", "unshared", "compare", "lengths", "scan", "profile")
+STEPS = ("rates", "all-questions", "unshared", "compare", "lengths", "scan", "profile")
 TASKS = ("gqa", "pope", "mme")
 MATRIX_RATE = "matrix rate, bf16, TFLOP/s"
 
@@ -60,7 +60,7 @@ class Results:
 
     def __init__(self, out: Path):
         out.mkdir(parents=True, exist_ok=True)
-        self.path = out / "gpu_goal.json"
+        self.path = out / "full_suite.json"
         self.values: dict[str, Any] = {}
         self.start = time.perf_counter()
 
@@ -182,7 +182,7 @@ def _decoding(subject: Subject, results: Results, sizes: Sequence[int]) -> None:
             results.add(f"decoding {rows} rows{how}, tokens/s", rows / seconds)
 
 
-def goal(
+def all_questions(
     subject: Subject, results: Results, batch: Sequence[ImageQuestions], tries: Sequence[Limits], fraction: float
 ) -> None:
     """Every limit over an eighth of the images, the fastest over all."""
@@ -196,12 +196,12 @@ def goal(
         _reset_peak(subject)
         found[limits], _ = timed(lambda e=engine: answer(subject, e, some), subject.device)
         name = f"images {limits.images}, tokens {limits.tokens}, rows {limits.rows}"
-        results.add(f"goal: {len(some)} images with {name}: s", found[limits])
-        results.add(f"goal: {len(some)} images with {name}: peak GiB", _peak(subject))
+        results.add(f"all questions: {len(some)} images with {name}: s", found[limits])
+        results.add(f"all questions: {len(some)} images with {name}: peak GiB", _peak(subject))
         del engine
         _empty_cache(subject)
     best = min(found, key=lambda limits: found[limits])
-    results.add("goal: limits", asdict(best))
+    results.add("all questions: limits", asdict(best))
     engine = Engine(subject.engine.model, subject.engine.tokenizer, limits=best)
     answer(subject, engine, some[:8])
     flops, peak = 2 * matrix_parameters(subject.engine.model.language_model), results.values.get(MATRIX_RATE)
@@ -209,16 +209,16 @@ def goal(
         _reset_peak(subject)
         seconds, _ = timed(lambda q=questions: answer(subject, engine, q), subject.device)
         n = sum(len(item.questions) for item in questions)
-        results.add(f"goal, {name}: questions answered", n)
-        results.add(f"goal, {name}: images", len(questions))
-        results.add(f"goal, {name}: s", seconds)
+        results.add(f"all questions, {name}: questions answered", n)
+        results.add(f"all questions, {name}: images", len(questions))
+        results.add(f"all questions, {name}: s", seconds)
         tokens = subject.image_tokens * len(questions)
         tokens += sum(len(subject.asked_ids(question)) for item in questions for question in item.questions)
         tokens += sum(question.max_new_tokens - 1 for item in questions for question in item.questions)
-        results.add(f"goal, {name}: tokens read by the language model", tokens)
+        results.add(f"all questions, {name}: tokens read by the language model", tokens)
         if peak is not None:  # what the language model's layers alone would take at the measured matrix rate
-            results.add(f"goal, {name}: floor of the matrix products, s", flops * tokens / (peak * 1e12))
-        results.add(f"goal, {name}: peak GiB with the weights", _peak(subject))
+            results.add(f"all questions, {name}: floor of the matrix products, s", flops * tokens / (peak * 1e12))
+        results.add(f"all questions, {name}: peak GiB with the weights", _peak(subject))
     subject.engine.limits = best
 
 
@@ -284,7 +284,7 @@ def lengths(subject: Subject, results: Results, out: Path, small: bool, repeats:
     wanted = (64, 128) if small else LENGTHS["cuda"]
     subject = replace(subject, name=subject.name.replace("vlmamba", "mamba").partition(" ")[0])
     rows = measure.lengths(subject, wanted, repeats, seed, lambda line: None)
-    command = "python -m vlmamba_eval.model_adapters.vlmamba.bench.gpu_goal --steps lengths"
+    command = "python -m vlmamba_eval.model_adapters.vlmamba.bench.full_suite --steps lengths"
     paths = report.write(out, "lengths", rows, machine(subject.device), command)
     results.add("lengths: written", [path.name for path in paths])
     for row in rows:
@@ -424,7 +424,7 @@ def main() -> None:
     tries = given.limits or [subject.engine.limits]
     steps: dict[str, Callable[[], None]] = {
         "rates": lambda: rates(subject, results, small),
-        "goal": lambda: goal(subject, results, batch, tries, given.fraction),
+        "all-questions": lambda: all_questions(subject, results, batch, tries, given.fraction),
         "unshared": lambda: unshared(subject, results, batch, given.unshared),
         "compare": lambda: compare(subject, results, batch, given.compare),
         "lengths": lambda: lengths(subject, results, given.out, small, given.repeats, given.seed),
@@ -452,8 +452,8 @@ def lines(values: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def write_tables(values: dict[str, Any], out: Path) -> list[Path]:
-    """`gpu_goal.csv`, and `gpu_goal.md` with the machine; `gpu_goal.json` has the unrounded values."""
-    csv, markdown = out / "gpu_goal.csv", out / "gpu_goal.md"
+    """`full_suite.csv`, and `full_suite.md` with the machine; `full_suite.json` has the unrounded values."""
+    csv, markdown = out / "full_suite.csv", out / "full_suite.md"
     rows = lines(values)
     csv.write_text("name,value\n" + "".join(f'"{name}",{values[name]:.6g}\n' for name, _ in rows), encoding="utf-8")
     about = {**values["machine"], **values["model"]}
