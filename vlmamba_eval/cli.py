@@ -645,7 +645,8 @@ def _report(folders: list[Path], baselines: str | None, out: Path | None, relati
 
     names = DEFAULT if baselines is None else [name.strip() for name in baselines.split(",") if name.strip() != "none"]
     quoted = choose([name for name in names if name])
-    runs = load_runs(folders, relative_to)
+    # Another model's damaged run never takes this one's tables; `report`, asked for it, does not go on.
+    runs = load_runs(folders, relative_to, _say)
     written = write_leaderboard(out, runs, quoted) if out is not None else ()  # before anything is printed
     show(board(runs, quoted))
     for path in written:

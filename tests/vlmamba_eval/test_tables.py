@@ -23,7 +23,7 @@ from vlmamba_eval.report.console import show
 from vlmamba_eval.report.tables import COLUMNS, RunScores, board, load_runs, markdown, spoken, tidy, write_leaderboard
 from vlmamba_eval.run import evaluate
 from vlmamba_eval.store import find_runs
-from vlmamba_eval.types import Mark, Score, Scores, UsageError
+from vlmamba_eval.types import Mark, Score, Scores, StoreError, UsageError
 
 
 def scores(
@@ -302,3 +302,29 @@ def test_json_holds_the_rows_of_the_csv() -> None:
     rows = json.loads(formats.write("json", [scores()], choose(["llava-1.5-7b"])))
     assert [list(row) for row in rows] == [COLUMNS, COLUMNS]
     assert (rows[0]["value"], rows[0]["n"], rows[1]["ci_low"]) == (85.5, 8910, None)
+
+
+def test_what_is_wrong_with_many_answers_is_said_beside_the_headline() -> None:
+    quiet = scores()  # 3 of 8,910 answers are unparsed
+    assert not [note for note in board([quiet], []).notes if "answers" in note]
+    loud = with_row(scores(n_missing=100, n_error=0), n_unparsed=8_910, n_truncated=90)
+    notes = board([loud], []).notes
+    assert any(note.startswith("ours, POPE: 8,910 of 8,910 answers hold no readable answer") for note in notes)
+    assert "ours, POPE: 90 of 8,910 answers were cut off at the limit of tokens." in notes
+    assert "ours, POPE: 100 of 8,910 answers are missing and count as wrong." in notes
+
+
+def test_another_runs_damage_leaves_it_out_and_is_told(tmp_path: Path) -> None:
+    from tests.toys import ToyTask, write_toy_data
+
+    data = write_toy_data(tmp_path / "data")
+    good = evaluate(ToyAdapter(), [load_dataset(ToyTask(), str(data))], tmp_path)[0].folder
+    bad = tmp_path / "runs" / "other" / "toy" / "0123456789ab"
+    bad.mkdir(parents=True)
+    (bad / "scores.json").write_text("{")
+    (bad / "manifest.json").write_text("{}")
+    told: list[str] = []
+    assert len(load_runs([bad, good], tmp_path, told.append)) == 1
+    assert told[0].startswith(f"Left out of the tables: {bad}")
+    with pytest.raises(StoreError, match="is damaged"):
+        load_runs([bad, good], tmp_path)

@@ -22,7 +22,7 @@ from vlmamba_eval.manifest import Manifest, canonical_json
 from vlmamba_eval.registry import all_tasks
 from vlmamba_eval.report import text
 from vlmamba_eval.store import DONE, read_manifest, read_scores
-from vlmamba_eval.types import MEANING, Mark, Score, Scores
+from vlmamba_eval.types import MEANING, Mark, Score, Scores, StoreError
 
 ABBREVIATIONS = {
     **{word: word.upper() for word in ("f1", "img", "tp", "fp", "tn", "fn", "meteor")},
@@ -57,15 +57,25 @@ class RunScores:
         return next((score for score in self.scores.scores if score.headline), None)
 
 
-def load_runs(folders: Iterable[Path], relative_to: Path) -> list[RunScores]:
-    """The scores of run folders, in the order of tasks, then models. Raises `StoreError` for a damaged file."""
+def load_runs(
+    folders: Iterable[Path], relative_to: Path, left_out: Callable[[str], None] | None = None
+) -> list[RunScores]:
+    """The scores of run folders, in the order of tasks, then models.
+
+    Raises `StoreError` for a damaged file; or, with `left_out`, tells that and goes on without that run.
+    """
     order = {name: i for i, name in enumerate(all_tasks())}
     runs = []
     for folder in folders:
         resolved = folder.resolve()
         base = relative_to.resolve()
         source = resolved.relative_to(base).as_posix() if resolved.is_relative_to(base) else folder.as_posix()
-        runs.append(RunScores(source, read_scores(folder), read_manifest(folder), (folder / DONE).exists()))
+        try:
+            runs.append(RunScores(source, read_scores(folder), read_manifest(folder), (folder / DONE).exists()))
+        except StoreError as error:
+            if left_out is None:
+                raise
+            left_out(f"Left out of the tables: {error}")
     return sorted(runs, key=lambda run: (order.get(run.scores.task, 99), run.task, run.scores.model, run.source))
 
 
@@ -180,6 +190,7 @@ def board(runs: Sequence[RunScores], baselines: Sequence[Published]) -> Board:
             )
         )
         notes += [f"{mark}: {MEANING[mark]}." for mark in MEANING if any(mark in each for each in marks)]
+        notes += [note for run in cells.values() for note in _doubts(run)]
     wanted = {
         task: (run.scores.title, run.scores.headline, run.headline.split if run.headline else run.scores.split)
         for task in tasks
@@ -187,6 +198,26 @@ def board(runs: Sequence[RunScores], baselines: Sequence[Published]) -> Board:
     }
     quoted, sources = _published(wanted, baselines)
     return Board(tasks, headers, (*lines, *quoted), (*dict.fromkeys(notes), *sources))
+
+
+LOUD = 0.01
+"""The share of answers from which on what is wrong with them is said beside the headline."""
+
+
+def _doubts(run: RunScores) -> list[str]:
+    """What a reader of the headline should know: answers without a readable answer, truncated, missing, failed."""
+    whole = next((score for score in run.scores.scores if score.category == "all" and score.n == run.scores.n), None)
+    counts = {
+        "hold no readable answer, and the official rule scores them all the same": whole.n_unparsed if whole else 0,
+        "were cut off at the limit of tokens": whole.n_truncated if whole else 0,
+        "are missing and count as wrong": run.scores.n_missing,
+        "failed and count as wrong": run.scores.n_error,
+    }
+    return [
+        f"{run.scores.model}, {run.scores.title}: {count:,} of {run.scores.n:,} answers {what}."
+        for what, count in counts.items()
+        if count > LOUD * run.scores.n
+    ]
 
 
 def _header(run: RunScores) -> str:
