@@ -30,6 +30,7 @@ METEOR = 23  # statistics of a sentence
 COLUMNS = (
     *("official", "plain", "cider", "cider_domain", "cider_plain", "rouge_l", "bleu length", "bleu closest"),
     *(f"bleu {which} {order}" for which in ("right", "given") for order in ORDERS),
+    "meteor pictures",
     *(f"meteor {i:02}" for i in range(METEOR)),
 )
 """What each picture adds to the sums."""
@@ -66,9 +67,14 @@ class Corpus:
                 part = [key for key in references if self.domains.get(key) == domain]
                 scores = _cider({key: references[key] for key in part}, {key: candidates[key] for key in part})
                 _add(found, "cider_domain", scores)
-            for statistics in (_bleu, _meteor, _rouge):
+            for statistics in (_bleu, _rouge):
                 for key, amounts in statistics(references, candidates).items():
                     found[key] |= {**amounts, "official": 1.0}
+            try:
+                for key, amounts in _meteor(references, candidates).items():
+                    found[key] |= {**amounts, "meteor pictures": 1.0}
+            except EvalError as error:
+                warnings.warn(f"METEOR is not computed, the other metrics are: {error}", stacklevel=2)
         else:
             warnings.warn(
                 "CIDEr, BLEU, METEOR and ROUGE-L are not computed: their tokeniser needs Java (17 is fine). "
@@ -142,14 +148,14 @@ def _add(found: dict[str, dict[str, float]], name: str, amounts: Mapping[str, fl
 def _split(
     references: Mapping[str, Sequence[str]], texts: Mapping[str, str], tokenise: Callable[[list[str]], list[str]]
 ) -> tuple[Tokens, Tokens]:
-    """References and captions as tokens, in one call of the tokeniser."""
-    done = iter(tokenise([sentence for key, text in texts.items() for sentence in (*references[key], text)]))
-    reference_tokens: Tokens = {}
-    caption_tokens: Tokens = {}
-    for key in texts:
-        reference_tokens[key] = [next(done) for _ in references[key]]
-        caption_tokens[key] = [next(done)]
-    return reference_tokens, caption_tokens
+    """References and captions as tokens, each in one call of the tokeniser, as pycocoevalcap does.
+
+    Stanford's tokeniser looks past the end of a line: an abbreviation there keeps its period or not by what follows. In
+    one call for both, a model's caption could change a reference.
+    """
+    done = iter(tokenise([sentence for key in texts for sentence in references[key]]))
+    reference_tokens = {key: [next(done) for _ in references[key]] for key in texts}
+    return reference_tokens, {key: [line] for key, line in zip(texts, tokenise(list(texts.values())), strict=True)}
 
 
 def _plain(sentences: list[str]) -> list[str]:
@@ -168,6 +174,11 @@ def _ptb(sentences: list[str]) -> list[str]:
     return [" ".join(w for w in line.rstrip().split(" ") if w not in ptbtokenizer.PUNCTUATIONS) for line in done]
 
 
+def _beginning(text: str) -> str:
+    """The first lines of what a program said: there the cause is named."""
+    return " ".join(text.split()[:60])
+
+
 def _java(*arguments: str, lines: list[str]) -> list[str]:
     """One line of output for each line of input."""
     text = "".join(f"{line}\n" for line in lines)
@@ -179,7 +190,7 @@ def _java(*arguments: str, lines: list[str]) -> list[str]:
     if done.returncode or len(replies) != len(lines) or rest:
         raise EvalError(
             f"{' '.join(command)} gave {len(replies):,} lines for {len(lines):,} sentences and ended with "
-            f"{done.returncode}: {done.stderr.strip()[-300:]}\nThe answers are kept; scoring can be tried again."
+            f"{done.returncode}: {_beginning(done.stderr)}\nThe answers are kept; scoring can be tried again."
         )
     return replies
 

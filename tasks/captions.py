@@ -190,7 +190,8 @@ class Captions(Task):
         yield Metric("cider", 100 * sums.ratio(sums("cider"), n), headline=True, upper=None)
         for order in ORDERS:
             yield Metric(f"bleu_{order}", 100 * computed * bleu(sums, order))
-        yield Metric("meteor", 100 * computed * meteor(sums))
+        there = sums("meteor pictures")
+        yield Metric("meteor", 100 * sums.ratio(there, there) * meteor(sums))
         yield Metric("rouge_l", 100 * sums.ratio(sums("rouge_l"), n))
         plain = sums("cider_plain")
         yield Metric("cider_plain", 100 * sums.ratio(plain, sums("plain")), upper=None)

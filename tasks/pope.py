@@ -172,11 +172,13 @@ class Pope(Task):
 def read_yes_no(text: str, target: str) -> Verdict:
     """The official reading: a word No, no or not, between single spaces, before the first period; otherwise yes.
 
-    So "NO", "Nope", "No!" and the empty answer are a yes; `valid` tells if there is no yes or no at all.
+    So "NO", "Nope", "No!" and the empty answer are a yes. `valid` tells if there is no yes or no at all, or if a no is
+    there that the rule reads as a yes.
     """
     words = text.split(".")[0].replace(",", "").split(" ")
     parsed = "no" if {"No", "no", "not"}.intersection(words) else "yes"
-    valid = re.search(r"\b(yes|no|not)\b", text, re.IGNORECASE) is not None
+    said = set(re.findall(r"\b(yes|no|not)\b", text.lower()))
+    valid = bool(said) and not (parsed == "yes" and said & {"no", "not"})
     return Verdict(parsed, float(parsed == target), valid)
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from vlmamba_eval.sources import File, Pictures, Terms
 from vlmamba_eval.task import LETTER_ANSWER, LETTERS, Task, TaskInfo, lettered
-from vlmamba_eval.types import DataError, ImageRef, Loaded, Metric, Sample, Verdict
+from vlmamba_eval.types import DataError, Graded, ImageRef, Loaded, Metric, Sample, Verdict
 
 if TYPE_CHECKING:
     from vlmamba_eval.folder import Folder
@@ -84,6 +84,8 @@ IMG = replace(
 
 
 class ScienceQA(Task):
+    columns = ("guessing",)
+
     def __init__(self, info: TaskInfo, *, config: str, images_only: bool) -> None:
         self.info = info
         self.config = config  # of the hub's data set
@@ -140,12 +142,19 @@ class ScienceQA(Task):
         valid = parsed is not None and parsed in OPTIONS[: len(sample.choices)]
         return Verdict(parsed, float(parsed == sample.target), valid)
 
+    def count(self, item: Graded) -> Iterator[tuple[str, float]]:
+        """What an answer is worth if one that can't be read is guessed (lupantech/ScienceQA, models/run_gpt3.py)."""
+        if item.verdict is not None:
+            yield "guessing", item.verdict.credit if item.verdict.valid else 1 / len(item.sample.choices)
+
     def metrics(self, sums: Sums) -> Iterator[Metric]:
         def accuracy(group: str):
             return 100 * sums.ratio(sums.credit(group), sums.n(group))
 
         yield Metric("img_accuracy", accuracy("context/image"), over="context/image", headline=True)
         yield Metric("accuracy", accuracy("all"))
+        # The authors' own parser guesses at random what it can't read: this is the expectation of that average.
+        yield Metric("accuracy_guessing", 100 * sums.ratio(sums("guessing"), sums.n()))
         for group in sums.groups:
             yield Metric("accuracy", accuracy(group), category=group)
 

@@ -126,7 +126,8 @@ class _Commands(click.Group):
     "--tasks",
     metavar="A,B,C",
     shell_complete=_completed("tasks"),
-    help="Benchmarks by name (see `list tasks`), separated by commas; file:PATH for questions of your own.",
+    help="Benchmarks by name (see `list tasks`), separated by commas; `paper` or `llava` for a suite; "
+    "file:PATH for questions of your own.",
 )
 @click.option(
     "--data",
@@ -581,12 +582,12 @@ def _names(text: str) -> list[str]:
 
 
 def _tasks(names: str) -> list[Any]:
-    from vlmamba_eval.registry import get_task
+    from vlmamba_eval.registry import get_tasks
 
     chosen = _names(names)
     if not chosen:
         raise UsageError("--tasks names no task. `vlmamba-eval list tasks` shows what there is.")
-    return [get_task(name) for name in dict.fromkeys(chosen)]
+    return get_tasks(chosen)
 
 
 def _all_tasks() -> list[Any]:

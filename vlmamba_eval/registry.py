@@ -16,7 +16,7 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
@@ -195,14 +195,43 @@ def all_tasks() -> dict[str, Task]:
     return registry().tasks
 
 
+GROUPS: dict[str, tuple[str, ...]] = {
+    "llava": (
+        "vqav2_testdev",
+        "gqa",
+        "scienceqa_img",
+        "textvqa",
+        "pope",
+        "mme",
+        "mmbench",
+        "mmbench_cn",
+        "seed",
+        "mmvet",
+    ),
+    "paper": ("vqav2", "gqa", "scienceqa_img", "textvqa", "pope", "mme", "mmbench", "seed", "mmvet"),
+    "sqa": ("scienceqa_img",),
+    "sqa-i": ("scienceqa_img",),
+    "vqa-t": ("textvqa",),
+    "mmb": ("mmbench",),
+    "seed-i": ("seed_image",),
+}
+"""Names for several tasks: LLaVA-1.5's suite, VL-Mamba's Table 1 as it is scored here, the papers' abbreviations."""
+
+
+def get_tasks(names: Iterable[str]) -> list[Task]:
+    """The tasks and groups of those names, each once. Raises `UsageError` that names the nearest tasks."""
+    single = [one for name in names for one in GROUPS.get(name.lower(), (name,))]
+    return [get_task(name) for name in dict.fromkeys(single)]
+
+
 def get_task(name: str) -> Task:
     """The task of that name, or the questions of `file:PATH`. Raises `UsageError` that names the nearest tasks."""
     tasks = all_tasks()
     if name.startswith("file:"):
         return import_module(f"{__package__}.tasks.own").from_file(Path(name.removeprefix("file:")))
     if name not in tasks:
-        hint = did_you_mean(name, tasks, "`vlmamba-eval list tasks` shows all of them.")
-        raise UsageError(f"Unknown task {name!r}. {hint}\nTasks: {', '.join(tasks)}.")
+        hint = did_you_mean(name, [*tasks, *GROUPS], "`vlmamba-eval list tasks` shows all of them.")
+        raise UsageError(f"Unknown task {name!r}. {hint}\nTasks: {', '.join(tasks)}. Groups: {', '.join(GROUPS)}.")
     return tasks[name]
 
 

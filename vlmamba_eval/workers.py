@@ -159,8 +159,8 @@ def _hand_out(
 
 def _ray() -> Any:
     try:
-        import ray
-        import ray.exceptions
+        import ray  # type: ignore[import-not-found] - an extra
+        import ray.exceptions  # type: ignore[import-not-found]
     except ImportError:
         raise UsageError(
             "Several workers need Ray: pip install 'vlmamba-eval[ray]'. Or share by --shard I/N."

@@ -81,7 +81,7 @@ def test_every_golden_file_has_the_official_numbers(golden: Callable[[str], Any]
 
 @pytest.mark.parametrize(
     ("text", "valid"),
-    [("Yes.", True), ("NO", True), ("There is no dog.", True), ("not visible", True), ("", False), ("Nope", False)],
+    [("Yes.", True), ("NO", False), ("There is no dog.", True), ("not visible", True), ("", False), ("Nope", False)],
 )
 def test_an_answer_without_the_word_yes_or_no_is_invalid_though_officially_a_yes(text: str, valid: bool) -> None:
     assert POPE.grade(labelled(["yes"])[0], text).valid is valid

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.toys import picture
-from vlmamba_eval.registry import Family, Registry, get_task, names_of, options_of, registry
+from vlmamba_eval.registry import GROUPS, Family, Registry, get_task, get_tasks, names_of, options_of, registry
 from vlmamba_eval.task import Task
 from vlmamba_eval.types import DataError, UsageError
 
@@ -115,6 +115,16 @@ def test_everything_of_ours_is_known_and_says_so() -> None:
     assert all(isinstance(task, Task) for task in known.tasks.values())
     assert all(isinstance(family, Family) and family.summary for family in known.families.values())
     assert set(known.origins) == {*(("task", t) for t in known.tasks), *(("family", f) for f in known.families)}
+
+
+def test_groups_and_the_papers_abbreviations_stand_for_tasks() -> None:
+    assert [task.info.name for task in get_tasks(["sqa", "VQA-T", "mmb", "textvqa"])] == [
+        "scienceqa_img", "textvqa", "mmbench",
+    ]  # fmt: skip
+    for name, members in GROUPS.items():
+        assert [task.info.name for task in get_tasks([name])] == list(members)
+    with pytest.raises(UsageError, match="Did you mean: paper"):
+        get_tasks(["papers"])
 
 
 HOSTILE = "raise SystemExit('a file of the user was imported')\n"

@@ -214,7 +214,7 @@ def _doubts(run: RunScores) -> list[str]:
         "failed and count as wrong": run.scores.n_error,
     }
     return [
-        f"{run.scores.model}, {run.scores.title}: {count:,} of {run.scores.n:,} answers {what}."
+        f"{text.markdown(run.scores.model)}, {run.scores.title}: {count:,} of {run.scores.n:,} answers {what}."
         for what, count in counts.items()
         if count > LOUD * run.scores.n
     ]
