@@ -46,8 +46,9 @@ def load_again(manifest: Manifest, where: str | None, folder: Path) -> Dataset:
     if where is None:
         raise UsageError(f"{folder} does not say where its data was; give it with --data.")
     limit = manifest.data.limit
+    own = manifest.task.protocol == "own"  # questions of a file, which is named by its split
     dataset = load_dataset(
-        get_task(manifest.task.name),
+        get_task(f"file:{Path(where) / manifest.task.split}" if own else manifest.task.name),
         where,
         limit=limit.questions if limit else None,
         seed=limit.seed if limit else 0,
