@@ -81,6 +81,15 @@ def _completed(kind: str) -> Any:
     return complete
 
 
+INCLUDE = click.option(
+    "--include",
+    metavar="FILE|DIR",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A Python file (or a folder of some) that exports TASKS or FAMILY; its code is run.",
+)
+
+
 class _Commands(click.Group):
     """A group that names the nearest command for a misspelt one."""
 
@@ -182,13 +191,7 @@ class _Commands(click.Group):
     metavar="I/N",
     help="Answer part I of N alone, into OUT/shards/I-of-N; `merge` puts the parts together and scores them.",
 )
-@click.option(
-    "--include",
-    metavar="FILE|DIR",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="A Python file (or a folder of some) that exports TASKS or FAMILY; its code is run.",
-)
+@INCLUDE
 @click.option(
     "--model-option",
     "model_options",
@@ -433,15 +436,27 @@ def merge(shares: tuple[Path, ...], data: str | None, out: Path, max_errors: int
     "--pack", metavar="FILE.tar", type=click.Path(path_type=Path), help="Write all that --tasks need into one archive."
 )
 @click.option("--verify", is_flag=True, help="Check every file against its sha256, or decode it.")
+@INCLUDE
 def prepare(
-    tasks: str | None, data: str, download: bool, yes: bool, mirror: str, whole: bool, pack: Path | None, verify: bool
+    tasks: str | None,
+    data: str,
+    download: bool,
+    yes: bool,
+    mirror: str,
+    whole: bool,
+    pack: Path | None,
+    verify: bool,
+    include: tuple[Path, ...],
 ) -> None:
     """Say what benchmarks need, what is there, what is missing and where it comes from; check counts and hashes.
 
     What is ready needs no network in a run. Exit code 3: not all is ready.
     """
     from vlmamba_eval import commands_data
+    from vlmamba_eval.registry import registry
 
+    for path in include:
+        registry().include(path)
     for name, given in (("--download", download), ("--pack", pack)):
         if given and not tasks:
             raise UsageError(f"{name} needs --tasks: which benchmarks? `vlmamba-eval prepare` shows all of them.")

@@ -94,14 +94,20 @@ def overview(needs: Sequence[Need]) -> list[tuple[str, ...]]:
     for need in needs:
         info, dataset = need.task.info, need.dataset
         if dataset is None:
-            questions, pictures = "missing", f"{info.images:,} missing" if info.images else "?"
+            questions, pictures = "missing", f"{info.images:,} missing" if info.images else "number unknown"
         else:
             questions = f"{len(dataset.samples):,}" + ("" if dataset.labelled or info.scored != "here" else ", no gold")
             lacking = need.missing_pictures
             pictures = f"{lacking:,} missing" if lacking else f"{need.pictures:,}"
         fetch = about(need.size) if need.missing or need.expected else ""
-        if dataset is None and not info.images and any(isinstance(s, Pictures) for s in info.sources):
-            fetch = f"{fetch} and pictures".strip()
+        sources = [source for source in info.sources if isinstance(source, Pictures)]
+        if dataset is None and not info.images:
+            if sources:
+                most = sum(source.zip_size for source in sources)
+                size = f"at most {in_bytes(most)}" if most else "size unknown until asked"
+                fetch = f"{f'{fetch}, ' if fetch else ''}pictures: {size}"
+            elif not need.by_hand:
+                pictures = "in its file"
         if need.by_hand:
             fetch = f"{fetch}, some by hand" if fetch else f"by hand{' or --data hub' if info.hub else ''}"
         wants = ", ".join(text if there else f"{text}: not here" for text, there in requirements(info))
@@ -189,7 +195,7 @@ def fetch(
             items = download.resolve(wanted)
             size = sum(item.length or item.size for item in items)
             n = sum(len(item.targets) for item in items)
-            message = f"{n:,} pictures, {in_bytes(size)}, are fetched."
+            message = f"To fetch: {n:,} pictures, {in_bytes(size)}."
             if size > 1.25 * announced + 10e6:
                 if not ask(f"{message} That is more than was said before ({in_bytes(announced)})."):
                     return list(needs)

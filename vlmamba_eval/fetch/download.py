@@ -84,7 +84,7 @@ class Download:
     def __init__(self, root: Path, http: Http, mirror: str = "", whole: bool = False, progress: Progress | None = None):
         self.root, self.http, self.whole = root, http, whole
         self.progress = progress or Progress()
-        self.places = Places(http, mirror)
+        self.places = Places(http, mirror, self.progress.note)
         self.state = root / STATE
         self._failures: list[str] = []
         self._dead: dict[str, str] = {}
@@ -126,9 +126,10 @@ class Download:
             return self._one_by_one(source, targets)
         try:
             directory = self._directory(source.url)
-        except FetchError:
+        except FetchError as error:
             if not source.each:
                 raise
+            self.places.complain(error)
             return self._one_by_one(source, targets)
         items, absent = [], []
         place = self._open(source.url)
@@ -230,7 +231,8 @@ class Download:
             raise
         if problems:
             raise problems[0]
-        result = Result(self._fetched, (*self._failures, *self._dead.values()))
+        failures = (*self._failures, *self._dead.values())
+        result = Result(self._fetched, (*self.places.complaints, *failures) if failures else ())
         self._fetched, self._failures, self._dead = 0, [], {}
         return result
 

@@ -67,10 +67,14 @@ class Found:
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait for whom: seconds without a byte, attempts without progress, seconds between them."""
+    """How long to wait for whom: seconds without a byte, attempts without progress, seconds between them.
+
+    A host that never answered (refused connections, an unknown name) gets `strange` attempts only.
+    """
 
     silence: float = 30.0
     attempts: int = 6
+    strange: int = 3
     pause: float = 1.0
     longest: float = 120.0  # a server that asks for more is not waited for
     connections: int = 4  # per host
@@ -86,6 +90,8 @@ class Http:
             lambda: threading.BoundedSemaphore(self.patience.connections)
         )
         self._rest_until: dict[str, float] = {}  # host -> when it may be asked again; shared, so that all threads wait
+        self._answered: set[str] = set()
+        self._unreachable: dict[str, str] = {}  # host -> why it was given up; nobody waits for it a second time
         self._lock = threading.Lock()
         self._client = httpx2.Client(
             headers={"User-Agent": AGENT, "Accept-Encoding": "identity"},
@@ -132,7 +138,7 @@ class Http:
                         yield chunk
                 break
             except (_Again, httpx2.RequestError) as error:
-                problem = error if isinstance(error, _Again) else _Again(_said(error))
+                problem = error if isinstance(error, _Again) else _passing(error)
                 if done:
                     broke = f"{found.url}: {problem} after {done:,} bytes, and the server can't resume."
                     raise DamagedError(broke) from None
@@ -189,7 +195,7 @@ class Http:
                     if done >= length:
                         return
         except httpx2.RequestError as error:
-            raise _Again(_said(error)) from None
+            raise _passing(error) from None
 
     def _open(self, url: str, headers: dict[str, str]) -> _Answer:
         return _Answer(self, url, headers)
@@ -203,10 +209,15 @@ class Http:
                 return attempt()
             except (_Again, httpx2.RequestError) as problem:
                 failed += 1
-                self._wait(url, failed, problem if isinstance(problem, _Again) else _Again(_said(problem)))
+                self._wait(url, failed, problem if isinstance(problem, _Again) else _passing(problem))
 
     def _wait(self, url: str, failed: int, problem: _Again) -> None:
-        if failed >= self.patience.attempts or problem.wanted > self.patience.longest:
+        host = urlsplit(url).netloc
+        strange = problem.unreachable and host not in self._answered
+        attempts = min(self.patience.strange, self.patience.attempts) if strange else self.patience.attempts
+        if failed >= attempts or problem.wanted > self.patience.longest:
+            if strange:
+                self._unreachable[host] = str(problem)
             asked = f"; it asks to wait {problem.wanted:,.0f} seconds" if problem.wanted else ""
             tried = f" Tried {failed} times." if failed > 1 else ""
             raise FetchError(
@@ -215,7 +226,6 @@ class Http:
             )
         pause = max(problem.wanted, self.patience.pause * 2 ** (failed - 1) * random.uniform(0.75, 1.25))
         with self._lock:
-            host = urlsplit(url).netloc
             self._rest_until[host] = max(self._rest_until.get(host, 0.0), time.monotonic() + pause)
 
     def _rest(self, host: str) -> None:
@@ -244,8 +254,11 @@ class _Answer:
         self.slot = slot
         try:
             http._rest(self.host)
+            if self.host in http._unreachable:
+                raise FetchError(f"{self.url}: {http._unreachable[self.host]}.")
             self.stream = http._client.stream("GET", self.url, headers=self.headers)
             response = self.stream.__enter__()
+            http._answered.add(self.host)
             try:
                 _refuse(self.url, response)
             except BaseException:
@@ -270,11 +283,11 @@ class _Answer:
 
 
 class _Again(Exception):
-    """A passing problem; `wanted` seconds are what the server asked to wait."""
+    """A passing problem; `wanted` seconds are what the server asked to wait, `unreachable` that there was none."""
 
-    def __init__(self, message: str, status: int = 0, wanted: float = 0.0) -> None:
+    def __init__(self, message: str, status: int = 0, wanted: float = 0.0, unreachable: bool = False) -> None:
         super().__init__(message)
-        self.status, self.wanted = status, wanted
+        self.status, self.wanted, self.unreachable = status, wanted, unreachable
 
 
 def _refuse(url: str, response: httpx2.Response) -> None:
@@ -304,9 +317,9 @@ def _retry_after(response: httpx2.Response) -> float:
         return 0.0
 
 
-def _said(error: Exception) -> str:
+def _passing(error: Exception) -> _Again:
     if isinstance(error, httpx2.ConnectTimeout | httpx2.ConnectError):
-        return f"no connection ({error})"
+        return _Again(f"no connection ({error or 'no answer in time'})", unreachable=True)
     if isinstance(error, httpx2.TimeoutException):
-        return "the server fell silent"
-    return f"the connection broke ({error or type(error).__name__})"
+        return _Again("the server fell silent")
+    return _Again(f"the connection broke ({error or type(error).__name__})")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
 from vlmamba_eval.fetch.http import CHUNK, FetchError, Found, Http, NoRangesError
 from vlmamba_eval.types import UsageError
+
+LACKS = (404, 410)  # answers of a server that does not have a file: a mirror need not have all
 
 
 class Place(Protocol):
@@ -65,22 +67,47 @@ class Places:
     """Addresses to places, each looked up once: in the mirror if there is one, else where the address leads.
 
     A mirror is a folder or the beginning of an address. It holds a file under the official address's host and path, or
-    under its last name alone.
+    under its last name only. `note` is told once of every reason why a mirror's server does not give what it should.
     """
 
-    def __init__(self, http: Http, mirror: str = "") -> None:
-        self.http = http
+    def __init__(self, http: Http, mirror: str = "", note: Callable[[str], None] = lambda message: None) -> None:
+        self.http, self._note = http, note
         self.mirror = mirror.rstrip("/")
         self._remote = mirror.startswith(("http://", "https://"))
         if mirror and not self._remote and not Path(mirror).is_dir():
             raise UsageError(f"--mirror {mirror}: neither a folder nor the beginning of an http or https address.")
-        self._found: dict[str, Found | LocalPlace] = {}
+        self._found: dict[str, Found | LocalPlace | FetchError] = {}
+        self._complaints: dict[str, tuple[str, int]] = {}  # by reason, with the status
+
+    @property
+    def complaints(self) -> tuple[str, ...]:
+        """Why the mirror's server did not give what was looked for in it: a sentence per reason.
+
+        That it lacks a file is only said if nothing else is wrong.
+        """
+        graver = [message for message, status in self._complaints.values() if status not in LACKS]
+        return tuple(graver or (message for message, _ in self._complaints.values()))
+
+    def complain(self, error: FetchError) -> None:
+        """Note why an address in the mirror is of no use, so that it can be said if the official one fails as well."""
+        address, _, sentence = str(error).partition(": ")
+        reason = sentence.partition(". ")[0].rstrip(".")
+        if self._remote and address.startswith(self.mirror) and reason not in self._complaints:
+            self._complaints[reason] = f"--mirror: {error}", error.status
+            if error.status not in LACKS:
+                self._note(f"--mirror: {error} The official addresses are asked.")
 
     def find(self, url: str) -> Found | LocalPlace:
         """What is known of an address. Raises `FetchError`."""
         if url not in self._found:
-            self._found[url] = self._in_mirror(url) or self.http.find(url)
-        return self._found[url]
+            try:
+                self._found[url] = self._in_mirror(url) or self.http.find(url)
+            except FetchError as error:  # not asked for twice: a host that is away costs seconds
+                self._found[url] = error
+        found = self._found[url]
+        if isinstance(found, FetchError):
+            raise found
+        return found
 
     def open(self, url: str, whole: Whole) -> Place:
         """The place of an address; `whole` is asked if its server gives no ranges."""
@@ -97,6 +124,7 @@ class Places:
             return None
         parts = urlsplit(url)
         names = (f"{parts.netloc}{parts.path}", parts.path.rpartition("/")[2])
+        problem = None
         for name in names:
             if not self._remote:
                 path = Path(self.mirror) / name
@@ -106,6 +134,7 @@ class Places:
             try:
                 return self.http.find(f"{self.mirror}/{name}")
             except FetchError as error:
-                if error.status not in (403, 404, 410):
-                    raise
+                problem = error if problem is None or problem.status in LACKS else problem
+        if problem is not None:
+            self.complain(problem)
         return None

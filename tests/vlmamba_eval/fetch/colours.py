@@ -22,10 +22,10 @@ NAMES = ("red", "green", "blue", "black")
 
 
 class Colours(Task):
-    def __init__(self, *sources: Source, name: str = "colours") -> None:
+    def __init__(self, *sources: Source, name: str = "colours", questions: int = 8, images: int = 4) -> None:
         self.info = TaskInfo(
-            name=name, title="Colours", measures="colours", split="test", questions=8, images=4, headline="accuracy",
-            max_new_tokens=4, paper="", scorer="", folders=(name,), sources=sources,
+            name=name, title="Colours", measures="colours", split="test", questions=questions, images=images,
+            headline="accuracy", max_new_tokens=4, paper="", scorer="", folders=(name,), sources=sources,
         )  # fmt: skip
 
     def load(self, data: Folder) -> Loaded:

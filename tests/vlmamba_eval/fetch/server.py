@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import socket
 import threading
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+PIECE = 2**14  # bytes that are written at a time
+SEND_BUFFER = 2**15
 
 
 @dataclass
@@ -47,8 +51,8 @@ class Server:
         self.asked: dict[str, list[tuple[int, int] | None]] = defaultdict(list)
         self.agents: set[str] = set()
         self.most_at_once = 0
-        self._at_once = 0
-        self.pace = 0.0  # seconds between pieces of 16 KiB
+        self.at_once = 0
+        self.pace = 0.0  # seconds between pieces
         self.lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"owner": self})
         self.http = _Quiet(("127.0.0.1", 0), handler)
@@ -81,18 +85,26 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         owner = self.owner
         with owner.lock:
-            owner._at_once += 1
-            owner.most_at_once = max(owner.most_at_once, owner._at_once)
+            owner.at_once += 1
+            owner.most_at_once = max(owner.most_at_once, owner.at_once)
+            self.counted = True
             owner.agents.add(self.headers.get("User-Agent", ""))
         try:
             self._give()
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
         finally:
-            with owner.lock:
-                owner._at_once -= 1
+            self._leave()
+
+    def _leave(self) -> None:
+        """Out of the count, before the last byte goes: with it, the client may open its next connection."""
+        with self.owner.lock:
+            self.owner.at_once -= self.counted
+            self.counted = False
 
     def _give(self) -> None:
+        # What a killed client never read is little: the kernel would otherwise hold megabytes for it.
+        self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         path = self.path
         if path.startswith("http://"):  # asked as a proxy
             path = "/" + path.split("/", 3)[3]
@@ -115,6 +127,13 @@ class _Handler(BaseHTTPRequestHandler):
             start, end = int(wanted[1]), min(int(wanted[2]), end)
             if start > end:
                 return self._plain(416)
+        # Before the headers go: the test may change what is served as soon as it has them.
+        with self.owner.lock:
+            cut = served.cut_after if served.cuts > 0 and end - start + 1 > (served.cut_after or 0) else None
+            served.cuts -= cut is not None
+            spoil = served.spoil > 0 and end > start
+            served.spoil -= spoil
+        if wanted and served.ranges:
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {start}-{end}/{served.size}")
         else:
@@ -123,14 +142,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(end - start + 1))
         self.end_headers()
-        with self.owner.lock:
-            cut = served.cut_after if served.cuts > 0 and end - start + 1 > (served.cut_after or 0) else None
-            served.cuts -= cut is not None
-            spoil = served.spoil > 0 and end > start
-            served.spoil -= spoil
         at = start
         while at <= end:
-            piece = served.part(at, min(2**14, end + 1 - at))
+            piece = served.part(at, min(PIECE, end + 1 - at))
             if cut is not None and at - start + len(piece) >= cut:
                 piece = piece[: cut - (at - start)]
             if spoil and at == start:
@@ -139,6 +153,8 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(self.owner.pace)
             with self.owner.lock:
                 self.owner.sent[path] += len(piece)
+            if at + len(piece) > end:
+                self._leave()
             self.wfile.write(piece)
             at += len(piece)
             if cut is not None and at - start >= cut:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.vlmamba_eval.fetch.server import Server
+from tests.vlmamba_eval.fetch.server import SEND_BUFFER, Server
 from vlmamba_eval.fetch.download import STATE, Download, Result
 from vlmamba_eval.fetch.http import Http
 from vlmamba_eval.fetch.plan import Batch, Wanted
@@ -273,6 +273,33 @@ def test_a_mirror_is_looked_into_first_and_what_it_lacks_comes_from_the_source(
     assert (tmp_path / "q.json").read_bytes() == b"{}"
 
 
+@pytest.mark.parametrize("each", ["", "http://127.0.0.1:9/{name}"])
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"answers": [403] * 99}, "answers 403: it refuses"),
+        ({"answers": [404] * 99}, "answers 404: there is no such file"),
+        ({"answers": [429] * 99, "headers": {"Retry-After": "999"}}, "it asks to wait 999 seconds"),
+        ({"ranges": False}, "no parts of files, and only some of this archive"),
+        ({"headers": {"Content-Type": "text/html"}}, "a web page instead of the file"),
+        ({"redirect": "/mirror/images.zip"}, "from one address to the next"),
+    ],
+)
+def test_a_bad_mirror_is_named_before_the_official_host_that_can_not_be_reached(
+    server: Server, http: Http, tmp_path: Path, how: dict, said: str, each: str
+) -> None:
+    url = server.put("/mirror/images.zip", ZIP, **how)
+    source = Pictures(TERMS, "http://127.0.0.1:9/images.zip", "images/{name}", each=each, size=1)
+    first, *others = run(
+        tmp_path, http, pictures(tmp_path, NAMES, source), mirror=url.removesuffix("/images.zip")
+    ).failures
+    assert url in first
+    assert said in first
+    assert len(others) == (0 if "ranges" in how and not each else 1)  # that mirror could be told to give the whole
+    assert all("http://127.0.0.1:9/" in other and "no connection" in other for other in others)
+    assert fetched(tmp_path) == {}
+
+
 def test_a_mirror_that_is_nothing_is_refused(http: Http, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="neither a folder nor the beginning"):
         run(tmp_path, http, mirror=str(tmp_path / "nowhere"))
@@ -280,69 +307,86 @@ def test_a_mirror_that_is_nothing_is_refused(http: Http, tmp_path: Path) -> None
 
 # -- kills -------------------------------------------------------------------------------------------------------------
 
-SCRIPT = """
-import sys
-from pathlib import Path
-from tests.vlmamba_eval.fetch.test_download import TERMS, pictures, run
-from vlmamba_eval.fetch.http import Http
-from vlmamba_eval.fetch.plan import Batch, Wanted
+TASK = """
+from tests.vlmamba_eval.fetch.colours import TERMS, Colours
 from vlmamba_eval.sources import File, Pictures
-root, base, names = Path(sys.argv[1]), sys.argv[2], sys.argv[3].split(",")
-source, large = Pictures(TERMS, base + "/big.zip", "images/{name}"), File("large.bin", base + "/large.bin", TERMS)
-packed = File("packed.bin", base + "/packed.zip", TERMS, member="packed.bin")
-missing = [name for name in names if not (root / "gqa/images" / name).exists()]
-batches = [pictures(root, missing, source)] if missing else []
-left = [file for file in (large, packed) if not (root / file.path).exists()]
-batches += [Batch(file, (Wanted(root / file.path, file),)) for file in left]
-result = run(root, Http(), *batches)
-print(result)
-sys.exit(bool(result.failures))
+
+class Large(Colours):
+    def load(self, data):
+        for name in ("large.bin", "packed.bin"):
+            data.find(name, what="a large file")
+        return super().load(data)
+
+HOST = "http://far.invalid"
+TASKS = (
+    Large(
+        File("large/questions.jsonl", f"{HOST}/questions.jsonl", TERMS, size=1),
+        File("large/large.bin", f"{HOST}/large.bin", TERMS, size=1),
+        File("large/packed.bin", f"{HOST}/packed.zip", TERMS, member="packed.bin", size=1),
+        Pictures(TERMS, f"{HOST}/big.zip", "images/{name}", size=1),
+        name="large", questions=QUESTIONS, images=QUESTIONS,
+    ),
+)
 """
 
 
 @pytest.mark.slow
 def test_twenty_kills_lose_only_what_was_under_way(server: Server, tmp_path: Path) -> None:
+    """Killed by the bytes that have come, so that a fast machine is killed as often as a slow one."""
     rng = random.Random(7)
     contents = {f"images/{i:05}.jpg": rng.randbytes(rng.randrange(5_000, 60_000)) for i in range(1500)}
-    names = [f"{i:05}.jpg" for i in range(0, 1500, 4)]
+    wanted = {f"{i:05}.jpg": contents[f"images/{i:05}.jpg"] for i in range(0, 1500, 4)}
     large, packed = rng.randbytes(12_000_000), b"".join(rng.randbytes(3000) + bytes(1000) for _ in range(3000))
-    whole = archive(contents)
     raw = io.BytesIO()
     with zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED) as zipped:
         zipped.writestr("packed.bin", packed)
-    server.put("/big.zip", whole)
-    server.put("/large.bin", large)
-    server.put("/packed.zip", raw.getvalue())
-    server.pace = 0.01
-    root = tmp_path / "data"
-    command = [sys.executable, "-c", SCRIPT, str(root), server.url, ",".join(names)]
-    wanted = {name: contents[f"images/{name}"] for name in names}
+    rows = [{"id": name, "image": name, "question": "?", "answer": "red"} for name in wanted]
+    questions = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    served = {
+        "big.zip": archive(contents),
+        "large.bin": large,
+        "packed.zip": raw.getvalue(),
+        "questions.jsonl": questions,
+    }
+    for name, content in served.items():
+        server.put(f"/mirror/{name}", content)
+    server.pace = 0.002
+    task, root = tmp_path / "large_task.py", tmp_path / "data"
+    task.write_text(TASK.replace("QUESTIONS", str(len(wanted))))
+    command = [sys.executable, "-m", "vlmamba_eval", "prepare", "--tasks", "large", "--include", str(task)]
+    command += ["--data", str(root), "--download", "--yes", "--mirror", f"{server.url}/mirror"]
     kills = 0
     while True:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        try:
-            said = process.communicate(timeout=rng.uniform(0.9, 1.8) if kills < 20 else 120)[0]
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            kills += 1
-            for name, content in fetched(root).items():  # nothing half under its name, at any time
-                assert name.startswith(".") or content == wanted[name]
-            time.sleep(0.1)
-            continue
-        break
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        enough = sum(server.sent.values()) + (rng.randrange(1_000, 2_500_000) if kills < 20 else 10**9)
+        while process.poll() is None and sum(server.sent.values()) < enough:
+            time.sleep(0.002)
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += 1
+        for name, content in fetched(root, "large/pictures").items():  # nothing half under its name, at any time
+            assert name.startswith(".") or content == wanted[name]
+        while server.at_once:  # its answers end when they find nobody
+            time.sleep(0.01)
+    said = process.communicate()[0]
     assert process.returncode == 0, said
     assert kills == 20
-    assert {name: content for name, content in fetched(root).items() if not name.startswith(".")} == wanted
-    assert not [name for name in fetched(root) if name.startswith(".")]
-    assert (root / "large.bin").read_bytes() == large
-    assert (root / "packed.bin").read_bytes() == packed
-    # Nothing came twice but what was under way: at most four answers per kill, a picture or a socket's buffers each.
-    needed = sum(map(len, wanted.values())) + len(large) + len(raw.getvalue()) + 1500 * 62 + 3 * 2**17
-    sent = sum(server.sent.values())
-    print(f"needed {needed:,}, sent {sent:,}, {kills} kills")
-    assert sent < needed + kills * 4 * 300_000
-    asked = [start for start, _ in filter(None, server.asked["/large.bin"]) if start]
+    assert fetched(root, "large/pictures") == wanted
+    assert {path.name for path in (root / "large").iterdir()} == {
+        "questions.jsonl", "large.bin", "packed.bin", "pictures"
+    }  # fmt: skip
+    assert (root / "large/large.bin").read_bytes() == large
+    assert (root / "large/packed.bin").read_bytes() == packed
+    # Nothing came twice but what was under way: per kill at most four answers, of each no more than a picture and what
+    # the sockets hold. Besides come the two zips' directories, and one byte per file and start.
+    needed = sum(map(len, (*wanted.values(), large, raw.getvalue(), questions))) + 1500 * 62 + 2 * 2**17
+    lost = sum(server.sent.values()) - needed
+    print(f"needed {needed:,}, sent {lost:,} more in {kills} kills")
+    assert lost < kills * 4 * (max(map(len, wanted.values())) + SEND_BUFFER)
+    asked = [start for start, _ in filter(None, server.asked["/mirror/large.bin"]) if start]
     assert asked == sorted(asked)  # it went on where it was
     journal = [json.loads(line) for line in (root / STATE / "journal.jsonl").read_text().splitlines()]
-    assert {line["path"] for line in journal} >= {"large.bin", "packed.bin", *(f"gqa/images/{name}" for name in names)}
+    assert {line["path"] for line in journal} >= {"large/large.bin", "large/packed.bin"}
+    assert {line["path"] for line in journal} >= {f"large/pictures/{name}" for name in wanted}

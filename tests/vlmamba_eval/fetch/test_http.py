@@ -131,6 +131,23 @@ def test_no_server_is_a_sentence(http: Http) -> None:
         http.find("http://127.0.0.1:9/a")
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1:9", "unknown.invalid"])
+def test_a_host_that_never_answered_is_given_up_soon_and_for_all_its_files(host: str) -> None:
+    http = Http(Patience(pause=0.01, attempts=1000))
+    for file, said in (("a", "Tried 3 times"), ("b", r"\)\.$")):
+        with pytest.raises(FetchError, match=f"http://{host}/{file}: no connection .*{said}"):
+            http.find(f"http://{host}/{file}")
+
+
+def test_a_host_that_answered_before_is_waited_for_longer(server: Server) -> None:
+    http = Http(Patience(pause=0.01, attempts=5))
+    url = server.put("/a.bin", BYTES, headers={"Connection": "close"})
+    http.find(url)
+    server.close()
+    with pytest.raises(FetchError, match="Tried 5 times"):
+        http.find(url)
+
+
 def test_few_connections_are_open_at_a_time(server: Server) -> None:
     http = Http(Patience(connections=2))
     url = server.put("/a.bin", BYTES)

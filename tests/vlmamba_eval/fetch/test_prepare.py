@@ -73,7 +73,7 @@ def test_more_than_was_said_is_asked_again(server: Server, http: Http, tmp_path:
     second = Asked(False)
     asked = iter((ask, second))
     fetch([need], str(tmp_path), ask=lambda plan: next(asked)(plan), say=print, http=http)
-    assert "4 pictures, 20 MB, are fetched. That is more than was said before" in second.plans[0].replace("20.0", "20")
+    assert "To fetch: 4 pictures, 20 MB. That is more than was said before" in second.plans[0].replace("20.0", "20")
     assert not (tmp_path / "colours" / "pictures").exists()
 
 
@@ -183,6 +183,10 @@ def test_without_tasks_all_are_shown_and_counted(tmp_path: Path) -> None:
     assert done.exit_code == 3
     by_name = {line.split()[0]: line for line in lines[1:-1]}
     assert "about 56 MB" in by_name["gqa"]
+    assert "about 30 kB, pictures: at most 66 MB" in by_name["mmvet"]
+    assert "pictures: at most 12.5 GB" in by_name["vqav2_testdev"]
+    assert "in its file" in by_name["mmbench"]
+    assert "size unknown until asked" in by_name["seed_image"]
     assert "by hand or --data hub" in by_name["mme"]
     assert by_name["textvqa"].split()[-1] == "here"  # scored locally
     assert "Java" in by_name["coco_caption"]
