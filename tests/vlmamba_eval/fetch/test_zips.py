@@ -82,7 +82,9 @@ def test_a_member_is_found_under_other_folders_but_only_one() -> None:
     assert directory.find("mages/1.jpg") is None
 
 
-@pytest.mark.parametrize("bad", [b"", b"<html>no zip</html>" * 99, make({"a": b"1"})[:-5]])
+@pytest.mark.parametrize(
+    "bad", [b"", b"<html>no zip</html>" * 99, make({"a": b"1"})[:-5]], ids=["empty", "a web page", "cut off"]
+)
 def test_no_zip_is_a_sentence(bad: bytes) -> None:
     with pytest.raises(FetchError, match="held is not a sound zip file"):
         read_directory(_Held(bad), None)
