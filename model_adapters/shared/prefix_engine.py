@@ -16,15 +16,19 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.cache_utils import DynamicLayer
 
 from vlmamba_eval.types import Likelihood, OutOfMemory, StopReason
 
-from .room import as_rows, is_plain, new_room
+from .fused import Fused
+from .packing import Rows, packed
+from .room import Room, as_rows, is_plain
 
 # What no question may see: keys of padding.
 _NOTHING = -1
@@ -142,6 +146,8 @@ class PrefixEngine:
         self.images_encoded = 0
         self._text_config = model.config.get_text_config(decoder=True)
         self._head = model.get_output_embeddings()
+        self.kernels = Fused(model, self.device)
+        """What computes the shared forwards' elementwise parts; whole prompts go through transformers' own."""
         parameters = inspect.signature(model.forward).parameters
         self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
 
@@ -320,7 +326,8 @@ class PrefixEngine:
             names = prefixes[images[0]].inputs
             inputs = {name: torch.cat([prefixes[image].inputs[name] for image in images]) for name in names}
             cache = DynamicCache(config=self._text_config)
-            self._forward(self._on_device({"input_ids": ids} | inputs), cache, ())
+            with self.kernels:
+                self._forward(self._on_device({"input_ids": ids} | inputs), cache, ())
             self.images_encoded += len(images)
             starts = [ids.shape[1]] * len(images)
             shift = self._rope_shift()
@@ -422,86 +429,87 @@ class _Packed:
         self._row = [number for number, row in enumerate(rows) for _ in row]
         self._number = [number for row in rows for number in range(1, len(row) + 1)]
         starts = [read.start if read else 0 for read in prefixes]
-        self._position = [starts[row] + len(question.ids) for row, question in zip(self._row, self.asked, strict=True)]
+        self._position = [starts[row] for row in self._row]
         lengths = [read.length if read else 0 for read in prefixes]
-        prefix, longest = max(lengths), max(_size(row) for row in rows)
-        width = -(-(prefix + longest) // _ALIGNMENT) * _ALIGNMENT - prefix
-        capacity = prefix + width + _STEPS * max(len(row) for row in rows)
-        count = engine._text_config.num_hidden_layers
-        self._cache, self._layers = new_room(count, len(rows), capacity, prefix)
+        prefix = _aligned(max(lengths))
+        longest, most = max(_size(row) for row in rows), max(len(row) for row in rows)
+        capacity = prefix + _aligned(longest) + _STEPS * _aligned(most)
+        self._room = Room(engine._text_config.num_hidden_layers, len(rows), capacity, prefix)
         self._fill(prefixes)
-        ids = torch.full((len(rows), width), engine.pad)
-        owners = torch.full((len(rows), width), _NOTHING)
-        positions = torch.zeros((len(rows), width), dtype=torch.long)
-        self._ends = []
-        for number, row in enumerate(rows):
-            at = 0
-            for segment, question in enumerate(row, start=1):
-                end = at + len(question.ids)
-                ids[number, at:end] = torch.tensor(question.ids)
-                owners[number, at:end] = segment
-                positions[number, at:end] = torch.arange(starts[number], starts[number] + len(question.ids))
-                self._ends.append(number * width + end - 1)
-                at = end
-        self._first = (ids, positions, owners)
         owned = torch.where(torch.arange(prefix) < torch.tensor(lengths)[:, None], 0, _NOTHING)  # [r, prefix]
         self._owners = owned.to(engine.device)
 
     def ask(self) -> Tensor:
-        ids, positions, owners = self._first
-        return self._forward(ids, positions, owners, owners, self._ends)
+        pieces = [(place, question.ids) for place, question in enumerate(self.asked)]
+        ends = accumulate(len(question.ids) for question in self.asked)
+        return self._go_on(pieces, self._number, [end - 1 for end in ends])
 
     def step(self, places: Sequence[int], tokens: Sequence[int]) -> Tensor:
         self._close_ranks(places)
         pieces = [(place, (token,)) for place, token in zip(places, tokens, strict=True)]
-        logits = self._append(pieces, [self._number[place] for place in places])
-        for place in places:
-            self._position[place] += 1
-        return logits
+        return self._go_on(pieces, [self._number[place] for place in places], range(len(pieces)))
 
     def read_on(self, pieces: Sequence[tuple[int, Sequence[int]]]) -> Tensor:
         # Numbers that no question has: a piece sees its question, and nobody sees the piece.
         highest = max(self._number)
-        return self._append(pieces, [highest + 1 + number for number in range(len(pieces))])
+        numbers = [highest + 1 + number for number in range(len(pieces))]
+        return self._append(pieces, numbers, range(sum(len(ids) for _, ids in pieces)))
 
-    def _append(self, pieces: Sequence[tuple[int, Sequence[int]]], numbers: Sequence[int]) -> Tensor:
-        """Put pieces behind everything in their rows, under these numbers; the logits after all of their tokens."""
-        rows = len(self._owners)
-        filled = [0] * rows
+    def _go_on(
+        self, pieces: Sequence[tuple[int, Sequence[int]]], numbers: Sequence[int], wanted: Sequence[int]
+    ) -> Tensor:
+        """As `_append`, with at most one piece for each question, which it goes on from."""
+        logits = self._append(pieces, numbers, wanted)
         for place, ids in pieces:
-            filled[self._row[place]] += len(ids)
-        width = max(filled)
-        ids, positions = [[self.engine.pad] * width for _ in range(rows)], [[0] * width for _ in range(rows)]
-        owners, sees = [[_NOTHING] * width for _ in range(rows)], [[_NOTHING] * width for _ in range(rows)]
-        filled = [0] * rows
-        wanted = []
-        for (place, piece), number in zip(pieces, numbers, strict=True):
-            row = self._row[place]
-            for offset, token in enumerate(piece):
-                at = filled[row]
-                ids[row][at], positions[row][at] = token, self._position[place] + offset
-                owners[row][at], sees[row][at] = number, self._number[place]
-                wanted.append(row * width + at)
-                filled[row] = at + 1
-        made = [torch.tensor(values) for values in (ids, positions, owners, sees)]
-        return self._forward(made[0], made[1], made[2], made[3], wanted)
+            self._position[place] += len(ids)
+        return logits
 
-    def _forward(self, ids: Tensor, positions: Tensor, owners: Tensor, sees: Tensor, places: Sequence[int]) -> Tensor:
-        """ids, positions [r, l]; `owners` [r, l] numbers the new keys, `sees` [r, l] whose other keys each may see."""
+    def _append(
+        self, pieces: Sequence[tuple[int, Sequence[int]]], numbers: Sequence[int], wanted: Sequence[int]
+    ) -> Tensor:
+        """Put pieces (place, tokens) behind everything in their rows, as keys of these numbers.
+
+        Each token sees the prefix, its question's keys, and its own piece up to itself. Returns the logits after the
+        tokens that are `wanted`, counted through all pieces.
+        """
         engine = self.engine
-        ids, positions, owners, sees = (tensor.to(engine.device) for tensor in (ids, positions, owners, sees))
-        before = self._owners  # [r, k]
-        past = (before == 0)[:, None] | (before[:, None] == sees[:, :, None])  # [r, l, k]
+        filled = [0] * self._room.rows
+        ids: list[int] = []
+        rows, offsets, owners, sees, positions = [], [], [], [], []
+        for (place, piece), number in zip(pieces, numbers, strict=True):
+            row, length, position = self._row[place], len(piece), self._position[place]
+            ids += piece
+            rows += [row] * length
+            offsets += range(filled[row], filled[row] + length)
+            owners += [number] * length
+            sees += [self._number[place]] * length
+            positions += range(position, position + length)
+            filled[row] += length
+        width = _aligned(max(filled))
+        line = torch.tensor([ids, rows, offsets, owners, sees, positions]).to(engine.device)  # one transfer
+        return self._forward(line, width, wanted)
+
+    def _forward(self, line: Tensor, width: int, wanted: Sequence[int]) -> Tensor:
+        """`line` [6, n]: tokens, rows, offsets, numbers as keys, numbers of the older keys that are seen, positions."""
+        engine, before = self.engine, self._owners  # [r, k]
+        ids, rows, offsets, owners, sees, positions = line.unbind()
+        slots = rows * width + offsets
+        empty = torch.full((self._room.rows * width,), _NOTHING, device=engine.device)
+        owned = empty.index_copy(0, slots, owners).unflatten(0, (-1, width))  # [r, l]
+        seen = empty.index_copy(0, slots, sees).unflatten(0, (-1, width))
+        past = (before == 0)[:, None] | (before[:, None] == seen[:, :, None])  # [r, l, k]
         past &= (before != _NOTHING)[:, None]
-        new = owners[:, None] == owners[:, :, None]  # [r, l, l]
+        new = owned[:, None] == owned[:, :, None]  # [r, l, l]
         new &= torch.ones(new.shape[1:], dtype=torch.bool, device=engine.device).tril()
         allowed = torch.cat([past, new], dim=-1)[:, None]  # [r, 1, l, k + l]
         dtype = engine.model.dtype
         mask = torch.zeros(allowed.shape, dtype=dtype, device=engine.device)
         mask.masked_fill_(~allowed, torch.finfo(dtype).min)
-        self._owners = torch.cat([before, owners], dim=1)
-        inputs = {"input_ids": ids, "position_ids": engine._positions(positions), "attention_mask": mask}
-        return engine._forward(inputs, self._cache, places)
+        self._owners = torch.cat([before, owned], dim=1)
+        self._room.aim(rows, offsets, width)
+        inputs = {"input_ids": ids[None], "position_ids": engine._positions(positions[None]), "attention_mask": mask}
+        with engine.kernels, packed(engine._text_config, Rows(slots, self._room.rows, width)):
+            return engine._forward(inputs, self._room.cache, wanted)
 
     def _fill(self, prefixes: Sequence[_Read | None]) -> None:
         """Copy the prefixes' keys and values into the rows."""
@@ -511,22 +519,27 @@ class _Packed:
                 _, rows, froms = sources.setdefault(id(read.cache), (read.cache, [], []))
                 rows.append(row)
                 froms.append(read.row)
+        layers = self._room.layers
         for cache, rows, froms in sources.values():
-            if len(cache.layers) != len(self._layers):
-                raise ValueError(f"{len(self._layers)} layers, but {len(cache.layers)} of them keep keys and values")
+            if len(cache.layers) != len(layers):
+                raise ValueError(f"{len(layers)} layers, but {len(cache.layers)} of them keep keys and values")
             target, source = (torch.tensor(index, device=self.engine.device) for index in (rows, froms))
-            for layer, kept in zip(self._layers, cache.layers, strict=True):
-                assert isinstance(kept.keys, Tensor) and isinstance(kept.values, Tensor)  # noqa: S101, PT018
-                layer.place(target, kept.keys[source], kept.values[source])
+            all_rows = None if len(rows) == self._room.rows else target
+            for layer, kept in zip(layers, cache.layers, strict=True):
+                assert isinstance(kept, DynamicLayer)  # noqa: S101 - `is_plain` was asked
+                keys, values = kept.keys, kept.values
+                assert isinstance(keys, Tensor) and isinstance(values, Tensor)  # noqa: S101, PT018
+                if froms != list(range(len(keys))):
+                    keys, values = keys.index_select(0, source), values.index_select(0, source)
+                layer.place(all_rows, keys, values)
 
     def _close_ranks(self, places: Sequence[int]) -> None:
         """Give up the rows whose questions are all answered, if that halves them."""
         used = sorted({self._row[place] for place in places})
-        if 2 * len(used) > len(self._owners):
+        if 2 * len(used) > self._room.rows:
             return
         rows = torch.tensor(used, device=self.engine.device)
-        for layer in self._layers:
-            layer.keep(rows)
+        self._room.keep(rows)
         self._owners = self._owners[rows]
         new = {row: number for number, row in enumerate(used)}
         self._row = [new.get(row, -1) for row in self._row]
@@ -581,7 +594,8 @@ class _Forked:
         tokens = torch.tensor([list(row) for row in ids], device=engine.device)  # [n, l]
         positions = torch.arange(start, start + tokens.shape[1], device=engine.device).expand(tokens.shape)
         inputs = {"input_ids": tokens, "position_ids": engine._positions(positions)}
-        return engine._forward(inputs, cache, places)
+        with engine.kernels:
+            return engine._forward(inputs, cache, places)
 
     def _index(self, rows: Sequence[int]) -> Tensor:
         return torch.tensor(rows, dtype=torch.long, device=self.engine.device)
@@ -616,6 +630,10 @@ def _rows(questions: Sequence[Asked], limit: int) -> list[list[Asked]]:
         rows[-1].append(question)
         before += len(question.ids)
     return rows
+
+
+def _aligned(count: int) -> int:
+    return -(-count // _ALIGNMENT) * _ALIGNMENT
 
 
 def _size(row: Sequence[Asked]) -> int:
