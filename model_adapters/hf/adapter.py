@@ -92,6 +92,7 @@ def adapter_of(
             "eos": eos,
             "decoding": "greedy",
             "attention": model.config.get_text_config()._attn_implementation,
+            "kernels": engine.kernels.name,
             "sharing": shared.why,
         },
     )

@@ -131,6 +131,7 @@ def adapter_of(
             "eos": eos,
             "decoding": "greedy",
             "attention": model.config.get_text_config()._attn_implementation,
+            "kernels": engine.kernels.name,
             "sharing": shared.why,
         },
     )
@@ -156,10 +157,16 @@ class LlavaConversations(Conversations):
         return "".join(segment.text for segment in render(self.template, [(text, None)], image=image))
 
     def asked(self, text: str, *, image: bool) -> list[int]:
-        ids = self._encode(self._behind(text, image=image), first=not image)
-        if self.image_token in ids:
-            raise Unaskable("the text of the question holds the mark of an image, <image>")
+        [ids] = self.all_asked([text], image=image)
+        if isinstance(ids, Unaskable):
+            raise ids
         return ids
+
+    def all_asked(self, texts: Sequence[str], *, image: bool) -> list[list[int] | Unaskable]:
+        # Together: a text at a time takes three times as long, a sixth of what the answers take on a GPU.
+        found = self._encode_all([self._behind(text, image=image) for text in texts], first=not image)
+        mark = Unaskable("the text of the question holds the mark of an image, <image>")
+        return [mark if self.image_token in ids else ids for ids in found]
 
     def continuation(self, text: str, answer: str, *, image: bool) -> list[int]:
         # As in training, where the answer stood behind the prompt in one text: " A" becomes the one token that
@@ -194,12 +201,18 @@ class LlavaConversations(Conversations):
         return "".join(segment.text for segment in segments[2 if image else 0 :])
 
     def _encode(self, text: str, *, first: bool) -> list[int]:
-        """Tokens of a piece; `<s>` stands before the first one alone."""
-        ids = list(self.tokenizer(text).input_ids)
+        return self._encode_all([text], first=first)[0]
+
+    def _encode_all(self, texts: Sequence[str], *, first: bool) -> list[list[int]]:
+        """Tokens of pieces; `<s>` stands before the first one of a conversation alone."""
+        if not texts:
+            return []
         begin = self.tokenizer.bos_token_id
-        if begin is not None and ids[:1] == [begin]:
-            return ids if first else ids[1:]
-        return [begin, *ids] if first and begin is not None else ids
+        found = []
+        for ids in self.tokenizer(list(texts), return_attention_mask=False).input_ids:
+            bare = list(ids[1:] if begin is not None and ids[:1] == [begin] else ids)
+            found.append([begin, *bare] if first and begin is not None else bare)
+        return found
 
 
 class Llava15(LlavaConversations):
