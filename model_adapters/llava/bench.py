@@ -1,39 +1,66 @@
-"""How fast an image's prefix is shared at LLaVA-1.5-7B's shape, beside `generate` per question and one padded batch.
+"""How fast a LLaVA answers through the harness, beside what evaluation scripts do with transformers.
 
-    python -m vlmamba_eval.model_adapters.llava.bench --out DIR [--minutes 5] [--device cuda]
+    vlmamba-eval bench --family llava [--model DIR] [--profile gqa,pope,mme] [--device cuda] [--repeats 3] [--out DIR]
 
-Random weights, half precision on a GPU. Three contestants answer the same questions in turns within one process:
+Without a checkpoint: LLaVA-1.5-7B's shape with random weights, in half precision on a GPU. Contestants answer the same
+questions about the same picture files in turns within one process, from the file to the text:
 
-    shared    our engine: an image is read once, its questions stand packed behind it
-    batch     transformers: all questions about an image as one padded batch, the image encoded for each
-    one       transformers: `generate` per question, the image encoded each time, as evaluation scripts do
+    shared    `run.evaluate`: pictures decoded ahead on threads, each read once, answers stored, scored
+    unstored  the same without a run on the disk
+    batch     transformers: all questions about a picture in one padded batch, the picture encoded for each of them
+    one       transformers: the picture opened, prepared and encoded for every question, then `generate`
 
-Question counts and lengths are those of GQA's and POPE's real files, MME's by description (`vlmamba.bench.profiles`).
-Slow contestants answer a part of the images; times are per image. The floor is the time of the matrix products that the
-shared path needs, at the rate that this device reaches on large ones. Results are written after every step.
+Question counts and lengths are those of the real lists (`question_lengths.json`, counted with Vicuna's tokenizer), and
+so are the lengths of answers; words and pictures are drawn. Equal questions are worded differently, so that every
+contestant answers all of them. The slow contestants answer the pictures whose number of questions is nearest to the
+mean; times are per image. The floor is the time of the matrix products that `shared` needs, at the rate that this
+device reaches on large ones. Results are written after every step.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+import os
 import platform
 import random
+import shutil
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from bisect import bisect
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from PIL import Image
 
-from vlmamba_eval.model_adapters.shared.prefix_engine import Asked, Prefix, PrefixEngine
-from vlmamba_eval.model_adapters.vlmamba.bench.profiles import AboutImage, draw
+from vlmamba_eval.dataset import Dataset
+from vlmamba_eval.folder import Folder
+from vlmamba_eval.generate import generate
+from vlmamba_eval.images import open_image
+from vlmamba_eval.manifest import DataIdentity
+from vlmamba_eval.model_adapters.shared.device import choose
+from vlmamba_eval.model_adapters.shared.prefix_adapter import PrefixAdapter
+from vlmamba_eval.model_adapters.shared.prefix_engine import Asked
+from vlmamba_eval.model_adapters.shared.template import TemplateConfig
+from vlmamba_eval.plan import plan
+from vlmamba_eval.run import evaluate, question
+from vlmamba_eval.store import read_answers
+from vlmamba_eval.sums import Sums
+from vlmamba_eval.task import Task, TaskInfo, accuracy_metrics
+from vlmamba_eval.types import Generation, ImageRef, Loaded, Metric, Sample, UsageError, Verdict
+
+from .adapter import adapter_of
 
 PROFILES = ("gqa", "pope", "mme")
-OPENING = 35  # tokens of the system sentence and `USER: `
+LENGTHS = Path(__file__).parent / "question_lengths.json"
+BATCH_TOKENS = 65_536
+"""`--batch-tokens` of the runs: some fifty images, so that the next ones are decoded meanwhile in short runs too."""
 
 # LLaVA-1.5-7B: CLIP-L/14 at 336 pixels, LLaMA-7B.
 SHAPE: dict[str, Any] = {
@@ -46,8 +73,16 @@ TINY: dict[str, Any] = {
     "vision": {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2,
                "image_size": 28, "patch_size": 14, "projection_dim": 16},
     "text": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-             "num_key_value_heads": 4, "vocab_size": 400, "max_position_embeddings": 4096},
+             "num_key_value_heads": 4, "vocab_size": 464, "max_position_embeddings": 4096},
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture file and its questions: texts, and how many tokens each answer takes."""
+
+    image: ImageRef
+    questions: list[tuple[str, int]]
 
 
 @dataclass
@@ -60,104 +95,246 @@ class Measured:
     questions: int
     seconds_per_image: list[float] = field(default_factory=list)
 
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds_per_image)
+
+# =============================================================================
+# The model
+# =============================================================================
 
 
-@dataclass(frozen=True)
-class Picture:
-    """One image and its questions as token ids."""
-
-    prefix: Prefix
-    questions: list[tuple[list[int], int]]  # tokens behind the image, tokens to decode
-
-
-def random_model(shape: dict[str, Any], device: str, dtype: torch.dtype) -> Any:
-    """A LLaVA of this shape with random weights, made on the device."""
+def random_adapter(shape: Mapping[str, Any], device: str, dtype: str) -> PrefixAdapter:
+    """A LLaVA of this shape with random weights, made on the device, and a tokenizer of numbered words."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-    tokens = (shape["vision"]["image_size"] // shape["vision"]["patch_size"]) ** 2
+    where, precision = choose(device, "float16" if dtype == "auto" and device.startswith("cuda") else dtype)
+    words = shape["text"]["vocab_size"] - 64
     arguments: dict[str, Any] = {
         "vision_config": CLIPVisionConfig(**shape["vision"]),
         "text_config": LlamaConfig(**shape["text"]),
-        "image_token_index": shape["text"]["vocab_size"] - 64,
-        "image_seq_length": tokens,
+        "image_token_index": words,
+        "image_seq_length": (shape["vision"]["image_size"] // shape["vision"]["patch_size"]) ** 2,
         "vision_feature_layer": -2,
         "vision_feature_select_strategy": "default",
     }
     config = LlavaConfig(**arguments)
     before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
+    torch.set_default_dtype(precision)
     try:
-        with torch.device(device):
+        with torch.device(where):
             torch.manual_seed(0)
             model = LlavaForConditionalGeneration(config)
     finally:
         torch.set_default_dtype(before)
-    return model.eval()
+    return adapter_of(
+        model.eval(),
+        numbered_tokenizer(words),
+        template=TemplateConfig("llava_v1"),
+        name="LLaVA-1.5 with random weights",
+        weights="random:0",
+        untrained=True,
+    )
 
 
-def pictures(model: Any, about: Sequence[AboutImage], dtype: torch.dtype) -> list[Picture]:
-    """Random pixels and random words in the numbers that a profile draws."""
-    rng = random.Random(0)
-    config = model.config
-    size, words = config.vision_config.image_size, min(config.image_token_id, 30_000)
-    tokens = (size // config.vision_config.patch_size) ** 2
-    made = []
-    for i, image in enumerate(about):
-        opening = [rng.randrange(3, words) for _ in range(OPENING)]
-        pixels = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(i)).to(dtype)
-        prefix = Prefix([*opening, *[config.image_token_id] * tokens], {"pixel_values": pixels})
-        asked = [([rng.randrange(3, words) for _ in range(q.tokens)], q.new_tokens) for q in image.questions]
-        made.append(Picture(prefix, asked))
+def numbered_tokenizer(words: int) -> Any:
+    """A tokenizer whose words are `w3`, `w4`, ..., one token each, with LLaMA's marks and `<image>` behind them."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{number}": number for number in range(3, words)}
+    marks = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=marks["unk_token"]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **marks)
+    made.add_special_tokens({"additional_special_tokens": ["<image>"]})
     return made
 
 
 # =============================================================================
-# Contestants
+# What is asked
 # =============================================================================
 
 
-def shared(engine: PrefixEngine, some: Sequence[Picture]) -> None:
-    """Our engine on all of them at once."""
-    asked = [Asked(ids, i, new) for i, picture in enumerate(some) for ids, new in picture.questions]
-    engine.generate([picture.prefix for picture in some], asked)
+@cache
+def question_lengths() -> dict[str, Any]:
+    """Token counts of the real files."""
+    return json.loads(LENGTHS.read_text(encoding="utf-8"))
 
 
-def one_by_one(engine: PrefixEngine, some: Sequence[Picture]) -> None:
-    """`generate` per question, with the image encoded each time."""
-    for picture in some:
-        for ids, new in picture.questions:
-            inputs = {"input_ids": torch.tensor([[*picture.prefix.ids, *ids]]), **picture.prefix.inputs}
-            engine.generate_plainly(inputs, Asked(ids, 0, new))
+def draw(profile: str, images: int, rng: random.Random) -> list[list[tuple[int, int]]]:
+    """(tokens after the image, answer tokens) of all questions about some images of a benchmark; they come again.
+
+    Random weights never end an answer. An answer of n tokens becomes a limit of n + 1: a trained model decodes one
+    token more, the end mark.
+    """
+    known = question_lengths()[profile]
+    lengths, cumulated = [int(n) for n in known["answers"]], list(accumulate(known["answers"].values()))
+    order: list[int] = []
+    while len(order) < images:
+        order += rng.sample(range(len(known["images"])), len(known["images"]))
+    return [
+        [(n, 1 + lengths[bisect(cumulated, rng.randrange(cumulated[-1]))]) for n in known["images"][image]]
+        for image in order[:images]
+    ]
 
 
-def in_batches(engine: PrefixEngine, some: Sequence[Picture]) -> None:
-    """One padded batch per image, the image encoded for each of its questions; as long as the longest answer."""
-    model, device = engine.model, engine.device
-    for picture in some:
-        longest = max(len(ids) for ids, _ in picture.questions)
-        rows, masks = [], []
-        for ids, _ in picture.questions:
-            padding = longest - len(ids)
-            rows.append([*[0] * padding, *picture.prefix.ids, *ids])
-            masks.append([*[0] * padding, *[1] * (len(picture.prefix.ids) + len(ids))])
-        pixels = picture.prefix.inputs["pixel_values"].to(device).expand(len(rows), -1, -1, -1)
+def items(adapter: PrefixAdapter, profile: str, images: int, folder: Path, seed: int = 0) -> list[Item]:
+    """Pictures in files, 640 x 480 as COCO's, with questions of a profile's lengths in this model's tokens."""
+    rng = random.Random(f"{profile}/{seed}")
+    drawn = draw(profile, images, rng)
+    writer = _Writer(adapter, rng)
+    made = []
+    for number, asked in enumerate(drawn):
+        path = folder / f"{profile}-{number}.jpg"
+        _picture(rng.randrange(2**31)).save(path, quality=90)
+        ref = ImageRef(key=path.name, where=str(path), path=str(path), folder=str(folder))
+        made.append(Item(ref, [(writer.text(tokens), limit) for tokens, limit in asked]))
+    return made
+
+
+def _picture(seed: int) -> Image.Image:
+    """Smooth colours with some noise: a file of about the size of a photograph."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randint(0, 256, (12, 16, 3), generator=generator, dtype=torch.uint8)
+    smooth = Image.fromarray(coarse.numpy()).resize((640, 480), Image.Resampling.BICUBIC)
+    noise = torch.randint(0, 256, (480, 640, 3), generator=generator, dtype=torch.uint8)
+    return Image.blend(smooth, Image.fromarray(noise.numpy()), 0.08)
+
+
+class _Writer:
+    """Texts that have a given number of tokens behind an image."""
+
+    def __init__(self, adapter: PrefixAdapter, rng: random.Random) -> None:
+        self._talk, self._rng = adapter.conversations, rng
+        known = sorted(word.lstrip("▁") for word in self._talk.tokenizer.get_vocab())  # type: ignore[attr-defined]
+        rng.shuffle(known)
+        self._words = [word for word in known if word.isascii() and word.isalnum()][:2000]
+
+    def text(self, tokens: int) -> str:
+        words = [self._rng.choice(self._words) for _ in range(tokens)]
+        while words and len(self._talk.asked(" ".join(words), image=True)) > tokens:
+            words.pop()
+        return " ".join(words)
+
+
+class _Asks(Task):
+    """Questions of a bench that are answered in equally many tokens; nothing is right."""
+
+    def __init__(self, profile: str, limit: int) -> None:
+        self.info = TaskInfo(
+            name=f"{profile}_{limit}", title=profile, measures="speed", split="drawn", questions=0, images=None,
+            headline="accuracy", max_new_tokens=limit, paper="", scorer="",
+        )  # fmt: skip
+
+    def load(self, data: Folder) -> Loaded:
+        raise NotImplementedError
+
+    def prompt(self, sample: Sample) -> str:
+        return sample.question
+
+    def grade(self, sample: Sample, text: str) -> Verdict:
+        return Verdict(text, float(text == sample.target), valid=bool(text))
+
+    def metrics(self, sums: Sums) -> Iterator[Metric]:
+        yield from accuracy_metrics(sums)
+
+
+def datasets(profile: str, some: Sequence[Item]) -> list[Dataset]:
+    """The questions as the harness takes them: a list for each length of answers."""
+    by_limit: dict[int, list[Sample]] = defaultdict(list)
+    for number, item in enumerate(some):
+        for place, (text, limit) in enumerate(item.questions):
+            by_limit[limit].append(Sample(f"{number}/{place}", item.image, text, "w3"))
+    return [
+        Dataset(_Asks(profile, limit), samples, DataIdentity(len(samples), ""))
+        for limit, samples in sorted(by_limit.items())
+    ]
+
+
+# =============================================================================
+# Contestants: the texts of all answers, by (image, question)
+# =============================================================================
+
+Texts = dict[tuple[int, int], str]
+
+
+def shared(adapter: PrefixAdapter, profile: str, some: Sequence[Item]) -> Texts:
+    """A whole evaluation in an empty folder."""
+    out = Path(tempfile.mkdtemp(prefix="bench-"))
+    try:
+        outcomes = evaluate(adapter, datasets(profile, some), out, batch_tokens=BATCH_TOKENS)
+        found: Texts = {}
+        for outcome in outcomes:
+            for key, answer in read_answers(outcome.folder).items():
+                assert answer.generation is not None, answer.failure  # noqa: S101 - a failure must not be timed
+                image, _, place = key.partition("/")
+                found[int(image), int(place)] = answer.generation.text
+        return found
+    finally:
+        shutil.rmtree(out)
+
+
+def unstored(adapter: PrefixAdapter, profile: str, some: Sequence[Item]) -> Texts:
+    """The harness's batches, without a run on the disk."""
+    wanted = [
+        (dataset.task.info.name, sample, question(dataset, sample, "generate"))
+        for dataset in datasets(profile, some)
+        for sample in dataset.samples
+    ]
+    found: Texts = {}
+    for batch in generate(adapter, plan(wanted), batch_tokens=BATCH_TOKENS):
+        for answered in batch:
+            for job, outcome in zip(answered.group.jobs, answered.outcomes, strict=True):
+                assert isinstance(outcome, Generation), outcome  # noqa: S101
+                for _, key in job.recipients:
+                    image, _, place = key.partition("/")
+                    found[int(image), int(place)] = outcome.text
+    return found
+
+
+def in_batches(adapter: PrefixAdapter, profile: str, some: Sequence[Item]) -> Texts:
+    """One padded batch per image; every row decodes as long as the longest answer."""
+    engine, talk, found = adapter.engine, adapter.conversations, {}
+    for number, item in enumerate(some):
+        prepared = adapter.prepare(open_image(item.image))
+        wholes = [talk.whole(prepared, text) for text, _ in item.questions]
+        longest = max(whole["input_ids"].shape[1] for whole in wholes)
+        rows = torch.full((len(wholes), longest), engine.pad)
+        masks = torch.zeros_like(rows)
+        for row, whole in enumerate(wholes):
+            length = whole["input_ids"].shape[1]
+            rows[row, longest - length :] = whole["input_ids"][0]
+            masks[row, longest - length :] = 1
+        pixels = engine._on_device({"pixel_values": torch.cat([whole["pixel_values"] for whole in wholes])})
         with torch.inference_mode():
-            model.generate(
-                input_ids=torch.tensor(rows, device=device),
-                attention_mask=torch.tensor(masks, device=device),
-                pixel_values=pixels,
-                max_new_tokens=max(new for _, new in picture.questions),
+            made = engine.model.generate(
+                input_ids=rows.to(engine.device),
+                attention_mask=masks.to(engine.device),
+                max_new_tokens=max(limit for _, limit in item.questions),
                 do_sample=False,
-                pad_token_id=0,
+                pad_token_id=engine.pad,
                 eos_token_id=None,
+                suppress_tokens=list(range(engine.vocabulary, engine.model.config.get_text_config().vocab_size)),
+                **pixels,
             )
+        for place, (_, limit) in enumerate(item.questions):
+            found[number, place] = talk.decode(made[place, longest : longest + limit].tolist()).strip()
+    return found
 
 
-CONTESTANTS: dict[str, Callable[[PrefixEngine, Sequence[Picture]], None]] = {
+def one_by_one(adapter: PrefixAdapter, profile: str, some: Sequence[Item]) -> Texts:
+    """Every question from its picture's file on."""
+    found: Texts = {}
+    for number, item in enumerate(some):
+        for place, (text, limit) in enumerate(item.questions):
+            prepared = adapter.prepare(open_image(item.image))
+            asked = Asked((), 0, limit)
+            adapter.engine.generate_plainly(adapter.conversations.whole(prepared, text), asked)
+            found[number, place] = adapter.conversations.decode(asked.answer).strip()
+    return found
+
+
+CONTESTANTS: dict[str, Callable[[PrefixAdapter, str, Sequence[Item]], Texts]] = {
     "shared": shared,
+    "unstored": unstored,
     "batch": in_batches,
     "one": one_by_one,
 }
@@ -168,157 +345,226 @@ CONTESTANTS: dict[str, Callable[[PrefixEngine, Sequence[Picture]], None]] = {
 # =============================================================================
 
 
-def products(model: Any, some: Sequence[Picture]) -> float:
-    """Floating point operations of the matrix products that the shared path needs, attention left out, per image."""
+def products(adapter: PrefixAdapter, some: Sequence[Item]) -> float:
+    """Floating point operations per image of the matrix products that `shared` needs, attention left out."""
+    model, talk = adapter.engine.model, adapter.conversations
     tower = sum(p.numel() for n, p in model.named_parameters() if "vision_tower" in n and p.ndim == 2)
     text = sum(p.numel() for n, p in model.named_parameters() if "language_model" in n and p.ndim == 2)
     head = model.get_output_embeddings().weight.numel()
     text -= model.get_input_embeddings().weight.numel()  # looked up, not multiplied
+    patches = adapter.info.image_tokens
     total = 0.0
-    for picture in some:
-        decoded = sum(new - 1 for _, new in picture.questions)
-        read = len(picture.prefix.ids) + sum(len(ids) for ids, _ in picture.questions) + decoded
-        patches = len(picture.prefix.ids) - OPENING
-        total += 2.0 * (tower * patches + text * read + head * (len(picture.questions) + decoded))
+    for item in some:
+        decoded = sum(limit - 1 for _, limit in item.questions)
+        asked = talk.all_asked([words for words, _ in item.questions], image=True)
+        read = len(talk.opening) + patches + sum(len(ids) for ids in asked if isinstance(ids, list)) + decoded  # type: ignore[attr-defined]
+        total += 2.0 * (tower * patches + text * read + head * (len(item.questions) + decoded))
     return total / len(some)
 
 
-def matrix_rate(device: str, dtype: torch.dtype, size: int) -> float:
+def matrix_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
     """Operations per second of a large square product."""
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     times = []
-    for _ in range(5):
+    for _ in range(6):
         began = _now(device)
         for _ in range(4):
-            a @ b
+            torch.matmul(a, b)
         times.append((_now(device) - began) / 4)
     return 2.0 * size**3 / min(times)
 
 
-def _now(device: str) -> float:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
+def seconds_of_a_picture(adapter: PrefixAdapter, some: Sequence[Item]) -> float:
+    """From the file to what the adapter keeps, on one thread: what `one` does for every question."""
+    began = time.perf_counter()
+    for item in some:
+        adapter.prepare(open_image(item.image))
+    return (time.perf_counter() - began) / len(some)
+
+
 def measure(
-    shape: dict[str, Any], device: str, out: Path, *, minutes: float, images: int, repeats: int = 3
+    adapter: PrefixAdapter,
+    out: Path,
+    *,
+    profiles: Sequence[str] = PROFILES,
+    images: int = 64,
+    slow: Mapping[str, int] | None = None,
+    repeats: int = 3,
+    seed: int = 0,
+    seconds: float = float("inf"),
+    command: str = "",
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Measure all profiles, write `llava.json` and `llava.md` after every step, and return what they hold."""
-    dtype = torch.float16 if device.startswith("cuda") else torch.float32
-    end = time.perf_counter() + 60 * minutes
-    model = random_model(shape, device, dtype)
-    engine = PrefixEngine(model, eos=(), vocabulary=model.config.image_token_id, pad=0)
-    card = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or "cpu"
-    rate = matrix_rate(device, dtype, 8192 if device.startswith("cuda") else 512)
+    """Measure all contestants on all profiles and write `llava.json` and `llava.md`; returns what they hold.
+
+    `slow` says how many images the contestants of transformers answer. After so many `seconds` nothing more begins.
+    """
+    device, end = adapter.engine.device, time.perf_counter() + seconds
+    large = 8192 if device.type == "cuda" else 512
     found: dict[str, Any] = {
-        "card": card, "torch": torch.__version__, "dtype": str(dtype), "parameters": _size(model),
-        "matrix_rate": rate, "profiles": {}, "rows": [],
-    }  # fmt: skip
+        "model": adapter.info.name,
+        "parameters": sum(parameter.numel() for parameter in adapter.engine.model.parameters()),
+        "card": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "dtype": adapter.info.dtype,
+        "kernels": adapter.engine.kernels.name,
+        "command": command,
+        "matrix_rate": matrix_rate(device, adapter.engine.model.dtype, large),
+        "profiles": {},
+        "rows": [],
+    }
     rows: list[Measured] = []
-    for profile in PROFILES:
-        some = pictures(model, draw(profile, images, 0), dtype)
-        n = sum(len(picture.questions) for picture in some) / len(some)
-        found["profiles"][profile] = {"questions_per_image": n, "floor": products(model, some) / rate}
-        # The slow ones answer the images whose number of questions is nearest to the mean.
-        usual = sorted(some, key=lambda picture: abs(len(picture.questions) - n))
-        parts = {"shared": some, "batch": usual[:4], "one": usual[:2]}
-        measured = {
-            name: Measured(profile, name, len(part), sum(len(p.questions) for p in part))
-            for name, part in parts.items()
-        }
-        rows += measured.values()
-        for repeat in range(repeats + 1):  # the first warms up
-            for name, part in parts.items():
-                if time.perf_counter() > end:
-                    break
-                began = _now(device)
-                CONTESTANTS[name](engine, part if repeat or name == "shared" else part[:1])
-                took = _now(device) - began
-                if repeat:
-                    # Of few images the questions differ in number: seconds are scaled to the profile's mean.
-                    scale = n / (measured[name].questions / len(part))
-                    measured[name].seconds_per_image.append(took / len(part) * scale)
-            found["rows"] = [asdict(row) for row in rows]
-            write(found, rows, out)
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        for profile in profiles:
+            some = items(adapter, profile, images, Path(folder), seed)
+            n = sum(len(item.questions) for item in some) / len(some)
+            usual = sorted(range(len(some)), key=lambda i: abs(len(some[i].questions) - n))
+            parts = {"shared": range(len(some)), "unstored": range(len(some))}
+            few = slow or {"batch": 4, "one": 2}
+            parts |= {name: usual[: few[name]] for name in ("batch", "one")}
+            about: dict[str, Any] = {
+                "questions_per_image": n,
+                "floor": products(adapter, some) / found["matrix_rate"],
+                "seconds_of_a_picture": seconds_of_a_picture(adapter, some[:16]),
+            }
+            found["profiles"][profile] = about
+            measured = {
+                name: Measured(profile, name, len(part), sum(len(some[i].questions) for i in part))
+                for name, part in parts.items()
+            }
+            rows += measured.values()
+            texts: dict[str, Texts] = {}
+            for repeat in range(repeats + 1):  # the first warms up
+                for name, part in parts.items():
+                    if time.perf_counter() > end:
+                        break
+                    asked = [some[i] for i in part]
+                    say(f"{profile}, {name}, " + (f"turn {repeat} of {repeats}" if repeat else "warming up"))
+                    began = _now(device)
+                    answers = CONTESTANTS[name](adapter, profile, asked if repeat else asked[: max(1, len(asked) // 4)])
+                    took = _now(device) - began
+                    if repeat:
+                        # Of few images the questions differ in number: seconds are scaled to the profile's mean.
+                        scale = n / (measured[name].questions / len(part))
+                        measured[name].seconds_per_image.append(took / len(part) * scale)
+                        texts[name] = {(part[image], place): text for (image, place), text in answers.items()}
+                found["rows"] = [asdict(row) for row in rows]
+                for name in ("unstored", "batch", "one"):
+                    if name in texts and "shared" in texts:
+                        differ = sum(texts["shared"][key] != text for key, text in texts[name].items())
+                        about[f"differ_{name}"] = [differ, len(texts[name])]
+                write(found, out)
     return found
 
 
-def _size(model: Any) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+# =============================================================================
+# The table
+# =============================================================================
 
 
-def write(found: dict[str, Any], rows: Sequence[Measured], out: Path) -> None:
-    """The results as JSON and as a table."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "llava.json").write_text(json.dumps(found, indent=1) + "\n")
+def _spread(values: Sequence[float], digits: int = 1) -> str:
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def _ratios(theirs: Sequence[float], ours: Sequence[float]) -> list[float]:
+    # Contestants of a repeat ran one after another: their ratio is of the same minute.
+    return [a / b for a, b in zip(theirs, ours, strict=False)]
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """The results as Markdown."""
     lines = [
-        f"# LLaVA-1.5 with random weights, {found['parameters'] / 1e9:.1f}B parameters, {found['card']}",
+        f"# {found['model']}, {found['parameters'] / 1e9:.1f}B parameters, {found['card']}",
         "",
-        f"torch {found['torch']}, {found['dtype']}, matrix products at {found['matrix_rate'] / 1e12:.0f} TFLOP/s. "
-        "Seconds per image, median (least to most); "
-        "ratios to `shared` of the same repeat, median (least to most).",
+        f"torch {found['torch']}, {found['dtype']}, kernels: {found['kernels']}, matrix products at "
+        f"{found['matrix_rate'] / 1e12:.2f} TFLOP/s. Seconds per image from the picture's file to the text, median "
+        "(least to most); times as long as `shared` of the same repeat, median (least to most).",
         "",
-        "| profile | questions per image | shared | floor of its matrix products | one padded batch | one by one |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| profile | questions per image | shared, through the harness | nothing stored | floor of the matrix products "
+        "| one padded batch per image | `generate` per question | the same without opening pictures |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for profile, about in found["profiles"].items():
-        by = {row.contestant: row for row in rows if row.profile == profile and row.seconds_per_image}
-        if "shared" not in by:
+        by = {row["contestant"]: row["seconds_per_image"] for row in found["rows"] if row["profile"] == profile}
+        if not by.get("shared"):
             continue
-        ours = by["shared"]
-        cells = [f"{ours.median:.4f} ({min(ours.seconds_per_image):.4f} to {max(ours.seconds_per_image):.4f})"]
-        cells.append(f"{about['floor']:.4f} (ours takes {ours.median / about['floor']:.1f}x)")
+        ours, n = by["shared"], about["questions_per_image"]
+        floor = f"{about['floor']:.4f} (ours takes {statistics.median(ours) / about['floor']:.1f} times that)"
+        cells = [f"{n:.1f}", _spread(ours, 4), _spread(by["unstored"], 4) if by["unstored"] else "-", floor]
         for name in ("batch", "one"):
-            if name not in by:
-                cells.append("-")
-                continue
-            # A repeat's contestants ran one after another: their ratio is of the same minute.
-            pairs = zip(by[name].seconds_per_image, ours.seconds_per_image, strict=False)
-            ratios = [theirs / own for theirs, own in pairs]
+            times = by[name]
             cells.append(
-                f"{by[name].median:.3f}: **{statistics.median(ratios):.1f}x** ({min(ratios):.1f} to {max(ratios):.1f})"
-            )
-        lines.append(f"| {profile} | {about['questions_per_image']:.1f} | " + " | ".join(cells) + " |")
-    (out / "llava.md").write_text("\n".join(lines) + "\n")
+                f"{statistics.median(times):.3f} s: **{_spread(_ratios(times, ours))}**" if times else "-"
+            )  # fmt: skip
+        bare = [seconds - n * about["seconds_of_a_picture"] for seconds in by["one"]]
+        cells.append(_spread(_ratios(bare, ours)) if bare else "-")
+        lines.append(f"| {profile} | " + " | ".join(cells) + " |")
+    lines += ["", f"Answers that differ from those of `shared` ({found['model']}, {found['dtype']}):", ""]
+    for profile, about in found["profiles"].items():
+        shown = [
+            f"{differ} of {asked} of `{name}`"
+            for name in ("unstored", "batch", "one")
+            for differ, asked in [about.get(f"differ_{name}", (0, 0))]
+            if asked
+        ]
+        lines.append(f"- {profile}: {', '.join(shown)}")
+    return "\n".join(lines) + "\n"
 
 
-def equal_answers(shape: dict[str, Any], device: str, images: int = 2) -> tuple[int, int]:
-    """(questions, those whose answer differs) between the shared path and one by one, in this device's precision."""
-    dtype = torch.float16 if device.startswith("cuda") else torch.float32
-    model = random_model(shape, device, dtype)
-    engine = PrefixEngine(model, eos=(), vocabulary=model.config.image_token_id, pad=0)
-    some = pictures(model, draw("pope", images, 1), dtype)
-    asked = [Asked(ids, i, new) for i, picture in enumerate(some) for ids, new in picture.questions]
-    engine.generate([picture.prefix for picture in some], asked)
-    differing = 0
-    for one in asked:
-        picture = some[one.image]
-        alone = Asked(one.ids, 0, one.max_new_tokens)
-        whole: dict[str, Tensor] = {
-            "input_ids": torch.tensor([[*picture.prefix.ids, *one.ids]]), **picture.prefix.inputs
-        }  # fmt: skip
-        engine.generate_plainly(whole, alone)
-        differing += alone.answer != one.answer
-    return len(asked), differing
+def write(found: Mapping[str, Any], out: Path) -> None:
+    """The results as JSON and as a table."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "llava.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (out / "llava.md").write_text(table(found), encoding="utf-8")
 
 
-def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--minutes", type=float, default=5.0)
-    parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--tiny", action="store_true", help="a few thousand parameters, to see that it runs")
-    given = parser.parse_args()
-    shape = TINY if given.tiny else SHAPE
-    found = measure(shape, given.device, given.out, minutes=given.minutes, images=given.images)
-    found["answers"], found["answers_differing"] = equal_answers(shape, given.device)
-    (given.out / "llava.json").write_text(json.dumps(found, indent=1) + "\n")
-    print((given.out / "llava.md").read_text())
-    print(f"{found['answers_differing']} of {found['answers']} answers differ between shared and one by one")
+def bench(
+    *,
+    model: str | None,
+    device: str,
+    dtype: str,
+    profiles: Sequence[str],
+    repeats: int,
+    images: int | None,
+    seed: int,
+    out: Path,
+    command: str,
+    say: Callable[[str], None],
+) -> list[Path]:
+    """`vlmamba-eval bench --family llava`; returns the files written. Raises `UsageError`."""
+    for profile in profiles:
+        if profile not in PROFILES:
+            raise UsageError(f"--profile {profile}: a LLaVA is measured on {', '.join(PROFILES)}.")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if model is None and not device.startswith("cuda"):
+        raise UsageError(
+            "LLaVA-1.5-7B's shape needs a GPU: take --device cuda, or a smaller checkpoint with --model FOLDER."
+        )
+    if model is None:
+        adapter = random_adapter(SHAPE, device, dtype)
+    else:
+        from vlmamba_eval.registry import load
 
-
-if __name__ == "__main__":
-    main()
+        loaded = load(f"llava:{model.removeprefix('llava:')}", {"device": device, "dtype": dtype})
+        assert isinstance(loaded, PrefixAdapter)  # noqa: S101 - what the family loads
+        adapter = loaded
+    found = measure(
+        adapter,
+        out,
+        profiles=profiles or PROFILES,
+        images=images or (64 if device.startswith("cuda") else 4),
+        repeats=repeats,
+        seed=seed,
+        command=command,
+        say=say,
+    )
+    print(table(found))
+    return [out / "llava.json", out / "llava.md"]

@@ -214,6 +214,8 @@ class PrefixEngine:
             return
         with torch.inference_mode(), self.memory_errors():
             here = self._on_device(inputs)
+            # Without a mask, `generate` would hide whatever equals the padding, `<unk>` in a text for one.
+            here.setdefault("attention_mask", torch.ones_like(here["input_ids"]))
             config = GenerationConfig(
                 max_new_tokens=question.max_new_tokens,
                 do_sample=False,

@@ -63,6 +63,14 @@ def assemble(
 
 
 @click.command(short_help="Measure the speed of this machine.")
+@click.option(
+    "--family",
+    type=click.Choice(["vlmamba", "llava"]),
+    default="vlmamba",
+    show_default=True,
+    help="llava: a whole evaluation beside transformers, at LLaVA-1.5-7B's shape or of the checkpoint --model, on the "
+    "profiles gqa, pope and mme. --modes, --peers and --lengths are for vlmamba.",
+)
 @click.option("--model", metavar="NAME|PATH", help="A whole model by name, or a checkpoint folder.")
 @click.option(
     "--shape",
@@ -84,10 +92,8 @@ def assemble(
 @click.option(
     "--profile",
     type=click.Choice(["uniform", "gqa", "pope", "vqav2", "mme", "lengths", "images"]),
-    default="uniform",
-    show_default=True,
-    help="What is asked: 18 questions of 20 to 40 tokens about an image, a benchmark's questions, texts of growing "
-    "length, or more and more questions about an image.",
+    help="What is asked: 18 questions of 20 to 40 tokens about an image (the default), a benchmark's questions, texts "
+    "of growing length, or more and more questions about an image.",
 )
 @click.option(
     "--modes",
@@ -104,27 +110,43 @@ def assemble(
     "part of the questions, and the table says so.",
 )
 @click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Turns of every mode.")
-@click.option("--images", type=click.IntRange(min=1), help="Images of a profile. Default: 4 on cpu, 32 on cuda.")
+@click.option(
+    "--images", type=click.IntRange(min=1), help="Images of a profile. Default: 4 on cpu, on cuda 32, of a LLaVA 64."
+)
 @click.option("--lengths", metavar="A,B,C", default="", help="Tokens. Default: 512 to 4096 on cpu, to 65536 on cuda.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), default=Path("results/bench"), show_default=True)
-def bench(modes: str, peers: str | None, lengths: str, **options: Any) -> None:
+def bench(family: str, modes: str, peers: str | None, lengths: str, profile: str | None, **options: Any) -> None:
     """Measure the speed of this machine: the engine's modes and transformers, in turns within one process.
 
     Prints a table of times and ratios with their spread, and writes it as CSV, Markdown and, where matplotlib is
     installed (the extra `bench`), a figure.
     """
-    from .bench.command import bench as measure
-
-    try:
-        tokens = [int(length) for length in _names(lengths)]
-    except ValueError:
-        raise UsageError(f"--lengths {lengths}: expected numbers of tokens, separated by commas.") from None
     command = "vlmamba-eval " + " ".join(sys.argv[1:])
-    entered = None if peers is None else [name for name in _names(peers) if name != "none"]
-    paths = measure(modes=_names(modes), peers=entered, lengths=tokens, command=command, say=_say, **options)
+    if family == "llava":
+        paths = _bench_llava(profile, command, **options)
+    else:
+        from .bench.command import bench as measure
+
+        try:
+            tokens = [int(length) for length in _names(lengths)]
+        except ValueError:
+            raise UsageError(f"--lengths {lengths}: expected numbers of tokens, separated by commas.") from None
+        entered = None if peers is None else [name for name in _names(peers) if name != "none"]
+        options |= {"profile": profile or "uniform", "lengths": tokens}
+        paths = measure(modes=_names(modes), peers=entered, command=command, say=_say, **options)
     for path in paths:
         click.echo(path.resolve())
+
+
+def _bench_llava(
+    profile: str | None, command: str, shape: str | None, weights: Path | None, random_init: bool, **options: Any
+) -> list[Path]:
+    from vlmamba_eval.model_adapters.llava.bench import bench as measure
+
+    if shape is not None or weights is not None or random_init:
+        raise UsageError("--shape, --weights and --random-init are for --family vlmamba; a LLaVA is given as --model.")
+    return measure(profiles=[profile] if profile else [], command=command, say=_say, **options)
 
 
 def _names(text: str) -> list[str]:

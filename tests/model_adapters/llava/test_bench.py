@@ -1,23 +1,52 @@
+"""`bench --family llava` at a size of thousands of parameters: every contestant answers all questions, alike."""
+
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
-from vlmamba_eval.model_adapters.llava.bench import TINY, equal_answers, measure
+import pytest
+
+from vlmamba_eval.model_adapters.llava.bench import (
+    PROFILES,
+    TINY,
+    draw,
+    items,
+    measure,
+    question_lengths,
+    random_adapter,
+)
+from vlmamba_eval.model_adapters.shared.prefix_adapter import PrefixAdapter
 
 
-def test_all_contestants_are_measured_on_all_profiles_and_written(tmp_path: Path) -> None:
-    found = measure(TINY, "cpu", tmp_path, minutes=2, images=2, repeats=1)
+@pytest.fixture(scope="module")
+def adapter() -> PrefixAdapter:
+    return random_adapter(TINY, "cpu", "float32")
+
+
+def test_all_contestants_answer_alike_and_are_written(adapter: PrefixAdapter, tmp_path: Path) -> None:
+    found = measure(adapter, tmp_path, profiles=("gqa", "mme"), images=3, repeats=1, slow={"batch": 1, "one": 1})
     assert {(row["profile"], row["contestant"]) for row in found["rows"]} == {
-        (profile, name) for profile in ("gqa", "pope", "mme") for name in ("shared", "batch", "one")
+        (profile, name) for profile in ("gqa", "mme") for name in ("shared", "unstored", "batch", "one")
     }
     assert all(len(row["seconds_per_image"]) == 1 for row in found["rows"])
-    assert json.loads((tmp_path / "llava.json").read_text())["profiles"]["mme"]["questions_per_image"] == 2
+    assert json.loads((tmp_path / "llava.json").read_text()) == found
+    gqa = found["profiles"]["gqa"]
+    for name in ("unstored", "batch", "one"):
+        differ, asked = gqa[f"differ_{name}"]
+        assert (differ, asked > 10) == (0, True)
+    assert found["profiles"]["mme"]["questions_per_image"] == 2
     table = (tmp_path / "llava.md").read_text()
-    assert table.count("x** (") == 6
+    assert table.count("times that)") == 2
+    assert "0 of 6 of `unstored`, 0 of 2 of `batch`, 0 of 2 of `one`" in table
 
 
-def test_the_contestants_say_the_same() -> None:
-    asked, differing = equal_answers(TINY, "cpu")
-    assert asked > 30
-    assert differing == 0
+def test_questions_have_the_lengths_of_the_real_lists(adapter: PrefixAdapter, tmp_path: Path) -> None:
+    some = items(adapter, "pope", 2, tmp_path)
+    lengths = [[len(adapter.conversations.asked(text, image=True)) for text, _ in item.questions] for item in some]
+    assert lengths == [[n for n, _ in image] for image in draw("pope", 2, random.Random("pope/0"))]
+    known = question_lengths()
+    totals = {name: (len(known[name]["images"]), sum(map(len, known[name]["images"]))) for name in PROFILES}
+    assert totals == {"gqa": (398, 12_578), "pope": (500, 8_910), "mme": (1_187, 2_374)}
+    assert sum(known["pope"]["distinct"]) == 5_043
