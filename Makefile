@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test lint test-slow test-gpu train-tiny samples clean
 
-# The environment is made anew when the dependencies change. torch is named first, so that no other package picks it.
+# The environment is made again when the dependencies change. torch is named first, so that no other package picks it.
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "torch>=2.6,<2.14"
@@ -39,7 +39,7 @@ test-gpu: $(VENV)/.tested
 	$(BIN)/python -m pytest -m gpu
 
 # Nine minutes on an H100, days on two CPU cores; there MICRO=16 takes 40 % less. Stopped at any point, the
-# same command goes on.
+# same command resumes.
 STAGES := 0-pretraining 1-alignment 2-instruction
 train-tiny: $(VENV)/.trains
 	$(BIN)/vlmamba-train tiny --out runs/tiny $(if $(MICRO),$(foreach stage,$(STAGES),--set $(stage).micro_batch_size=$(MICRO)))

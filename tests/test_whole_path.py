@@ -119,7 +119,7 @@ def heeded() -> Iterator[None]:
 def test_an_interruption_is_resumable_and_says_so(tmp_path: Path, number: int, code: int) -> None:
     done = interrupted(tmp_path, number)
     assert done.returncode == code, done.stderr
-    assert "They are safe; go on with the same command:" in done.stderr
+    assert "They are safe; continue with the same command:" in done.stderr
     again = evaluate("--tasks", "pope", "--data", "samples", "--out", tmp_path)
     assert again.returncode == 0, again.stderr
     assert "Resuming: " in again.stderr.splitlines()[0]

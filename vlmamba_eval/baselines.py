@@ -15,7 +15,7 @@ DEFAULT = ("llava-1.5-7b", "llava-1.5-13b", "vl-mamba")
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """One published number. `note` is the caveat that must stand wherever it is shown, `""` where there is none."""
+    """One published number. `note` is the caveat to show wherever it is shown, `""` if there is none."""
 
     model: str
     title: str

@@ -316,7 +316,7 @@ def _evaluate(
     except (KeyboardInterrupt, Stopped) as error:
         progress.close()
         far = f" at {progress.so_far} answers" if progress.so_far else ""
-        _say(f"Interrupted{far}. They are safe; go on with the same command:\n  {command()}")
+        _say(f"Interrupted{far}. They are safe; continue with the same command:\n  {command()}")
         raise _Told(error.exit_code if isinstance(error, Stopped) else INTERRUPTED) from None
     finally:
         progress.close()
@@ -477,7 +477,7 @@ def prepare(
 
 @cli.command(short_help="Write the file that a benchmark's server wants.")
 @click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--data", metavar="hub|DIR", help="Where the benchmark lies. Default: where the run read it.")
+@click.option("--data", metavar="hub|DIR", help="Where the benchmark is. Default: where the run read it.")
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Default: RUN/submission.")
 def submit(run: Path, data: str | None, out: Path | None) -> None:
     """Write the file that a benchmark's server wants, from a complete run, and check it by reading it back."""
@@ -498,12 +498,12 @@ def submit(run: Path, data: str | None, out: Path | None) -> None:
     multiple=True,
     help="One of api_key_env, concurrency, timeout, max_retries, temperature, top_p, seed, thinking, dialect.",
 )
-@click.option("--data", metavar="DIR", help="Where the benchmark lies. Default: where the run read it.")
+@click.option("--data", metavar="DIR", help="Where the benchmark is. Default: where the run read it.")
 def judge(run: Path, judge_url: str, judge_model: str, judge_options: tuple[str, ...], data: str | None) -> None:
     """Have a model grade a run's answers (MM-Vet). The key is read from OPENAI_API_KEY.
 
-    Judgements are kept in the run folder: the same command goes on where it was stopped. Judges differ, so the judge's
-    name stands beside the score.
+    Judgements are kept in the run folder: the same command resumes. Judges differ, so the judge's name is shown beside
+    the score.
     """
     from vlmamba_eval.judge import judge as grade
     from vlmamba_eval.judge import parse_judging
@@ -661,7 +661,7 @@ def _report(folders: list[Path], baselines: str | None, out: Path | None, relati
 
     names = DEFAULT if baselines is None else [name.strip() for name in baselines.split(",") if name.strip() != "none"]
     quoted = choose([name for name in names if name])
-    # Another model's damaged run never takes this one's tables; `report`, asked for it, does not go on.
+    # Another model's damaged run never takes this one's tables; `report`, asked for it, does not continue.
     runs = load_runs(folders, relative_to, _say)
     written = write_leaderboard(out, runs, quoted) if out is not None else ()  # before anything is printed
     show(board(runs, quoted))
@@ -709,15 +709,15 @@ def main() -> NoReturn:
 
 
 def _kept() -> str:
-    """What a command that stopped has left, and how to go on."""
+    """What a command that stopped has left, and how to continue."""
     typed = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
     if typed == "judge":
-        return f"Judgements so far are kept; go on with the same command:\n  {command()}"
+        return f"Judgements so far are kept; continue with the same command:\n  {command()}"
     if typed == "bench":
         return "A measurement keeps nothing until it is finished: the same command begins anew."
     if typed in cli.list_commands(click.Context(cli)):
         return ""
-    return f"What was answered is safe; go on with the same command:\n  {command()}"
+    return f"What was answered is safe; continue with the same command:\n  {command()}"
 
 
 def _say(message: str) -> None:

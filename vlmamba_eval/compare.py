@@ -506,7 +506,7 @@ def read_gates(texts: Sequence[str], comparison: Comparison) -> list[Gate]:
 def judge_gate(gate: Gate, pair: Pair) -> tuple[bool, str]:
     """Whether a pair fails its gate, and the sentence that says why or why not.
 
-    It fails if the difference is beyond the margin and is no chance: the paired interval lies below zero and, if few
+    It fails if the difference is beyond the margin and not chance: the paired interval is below zero and, if few
     images differ, p is below 5 %. If the interval reaches beyond the margin without that, the sentence says so.
     """
     found = pair.headline

@@ -41,7 +41,7 @@ class Folder:
         return None
 
     def has(self, *patterns: str) -> bool:
-        """Whether a file of one of these names (`*` stands for anything) is there."""
+        """Whether a file of one of these names (`*` matches anything) is there."""
         return any(next(root.glob(pattern), None) is not None for root in self._roots for pattern in patterns)
 
     # -- files ---------------------------------------------------------------------------------------------------------

@@ -21,9 +21,9 @@ class Hub:
         self.revisions: dict[str, str] = {}
 
     def rows(self, dataset: str, split: str, *, config: str | None = None, image: str | None = None) -> Iterator[Row]:
-        """The rows of one split. Column `image`, where named, becomes an `ImageRef` (None where the row has none).
+        """The rows of one split. Column `image`, if named, becomes an `ImageRef` (None if the row has none).
 
-        A column of lists of images becomes a tuple of them. Raises `DataError` where the data set can't be had.
+        A column of lists of images becomes a tuple of them. Raises `DataError` if the data set can't be had.
         """
         commit = self._resolve(dataset)
         loaded = _load(dataset, config, split, commit)
@@ -40,7 +40,7 @@ class Hub:
             yield Row(row, f"{dataset} ({split}) row {i}")
 
     def _resolve(self, dataset: str) -> str | None:
-        """The commit that the name stands for: what the hub says, or without a network what was fetched before."""
+        """The commit that the name means: what the hub says, or without a network what was fetched before."""
         if Path(dataset).is_dir():
             return None
         if dataset not in self.revisions:

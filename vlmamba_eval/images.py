@@ -81,7 +81,7 @@ def open_image(ref: ImageRef) -> Image.Image:
     """Read and decode a picture to RGB.
 
     Only JPEG, PNG, WEBP, BMP and GIF (its first frame); a truncated file is an error, never a half-grey picture; the
-    decompression-bomb limit stands. Raises `DataError`.
+    decompression-bomb limit stays. Raises `DataError`.
     """
     from PIL import Image
 

@@ -74,7 +74,7 @@ def judge(
     judging: Judging | None = None,
     announce: Callable[[str], None] = lambda message: None,
 ) -> Scores:
-    """Have a model grade a run's answers, and write its scores anew. It can be interrupted and resumed.
+    """Have a model grade a run's answers, and write its scores again. It can be interrupted and resumed.
 
     `url` is an OpenAI-compatible endpoint (`https://api.openai.com/v1`, `http://localhost:8000/v1`); the key comes from
     the environment. Another judge, prompt, answer or sampling is another judgement. `announce` is told how many calls

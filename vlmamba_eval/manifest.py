@@ -58,7 +58,7 @@ class Decoding:
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """Whose answer file, by its content; `cleaned` if what stands around the answers was taken off (`--clean`)."""
+    """Whose answer file, by its content; `cleaned` if marks around the answers were taken off (`--clean`)."""
 
     model: str
     sha256: str
@@ -98,7 +98,7 @@ class Manifest:
 
     @property
     def model_key(self) -> str:
-        """The same of the model alone: equal for the runs that make up one row of the leaderboard."""
+        """The same of the model only: equal for the runs that make up one row of the leaderboard."""
         who = self.model or (self.answers and replace(self.answers, sha256="", cleaned=False))
         return hashlib.sha256(canonical_json(who).encode()).hexdigest()[:12]
 

@@ -216,7 +216,7 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment (Holm 1979): each value may be held against the level as if it stood alone."""
+    """Holm's step-down adjustment (Holm 1979): each value may be held against the level as if it were the only one."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     adjusted = [0.0] * len(p_values)
     largest = 0.0

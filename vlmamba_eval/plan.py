@@ -22,7 +22,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class ImageJobs:
-    """All questions about one image, None for text alone."""
+    """All questions about one image, None for text only."""
 
     image: ImageRef | None
     jobs: list[Job] = field(default_factory=list)
@@ -56,7 +56,7 @@ def plan(wanted: Iterable[tuple[str, Sample, Question]]) -> list[ImageJobs]:
 def unanswered(groups: Iterable[ImageJobs], answered: Callable[[str, str], bool]) -> list[ImageJobs]:
     """The same plan without what is answered: `answered(task, sample id)`. Order and first recipients stay.
 
-    The plan is made from all questions first, so that a run that was interrupted anywhere goes on in the order of an
+    The plan is made from all questions first, so that a run that was interrupted anywhere continues in the order of an
     undisturbed one.
     """
     left: list[ImageJobs] = []

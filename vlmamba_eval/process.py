@@ -77,5 +77,5 @@ def make_streams_last() -> None:
         if stream is None:
             stream = open(os.devnull, "w")  # noqa: SIM115 - as above
         elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that can't show a dagger is no failure
+            stream.reconfigure(errors="backslashreplace")  # a terminal that can't show a dagger is not a failure
         setattr(sys, name, _Lasting(stream))

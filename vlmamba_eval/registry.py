@@ -58,7 +58,7 @@ class Family:
 
     `load` is `module:function`, called with the model and the options (an instance of `options`, a frozen dataclass
     whose fields are annotated with `Annotated[type, msgspec.Meta(description=...)]`); it returns an `Adapter`, or a
-    `Deferred` if the model can be described without loading it. `models` are names that stand for themselves on the
+    `Deferred` if the model can be described without loading it. `models` are names that need no family on the
     command line. `recognises` tells from the config.json of a bare folder whether it is one of this family. `check` is
     called before `load`, with the same, and raises `UsageError` for what can be told without importing a model.
     """
@@ -236,7 +236,7 @@ def get_task(name: str) -> Task:
 
 
 def find_family(model: str) -> tuple[Family, str]:
-    """The family of a model as it stands on the command line, and what to give to the family's `load`.
+    """The family of a model as given on the command line, and what to give to the family's `load`.
 
     `FAMILY:REST`, a family's own name for a model, or a folder whose config.json one of the families recognises. Raises
     `UsageError`.

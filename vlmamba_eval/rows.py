@@ -37,7 +37,7 @@ class Row:
         raise DataError(f"{self.where}: {message if len(message) <= MAX_MESSAGE else message[:MAX_MESSAGE] + '...'}")
 
     def get(self, name: str) -> Any:
-        """The field as it is. Raises `DataError` where it is absent."""
+        """The field as it is. Raises `DataError` if it is absent."""
         try:
             return self.values[name]
         except KeyError:
@@ -46,7 +46,7 @@ class Row:
             self.fail(f"field {name!r} is missing; the row has {named or 'no fields'}.")
 
     def text(self, name: str, default: str | None = None) -> str:
-        """A string field; `default`, where given, stands for an absent or null one."""
+        """A string field; `default`, if given, stands for an absent or null one."""
         value = self.values.get(name) if default is not None else self.get(name)
         if value is None and default is not None:
             return default
@@ -172,7 +172,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A hook for `json.loads` that refuses an object in which a key stands twice."""
+    """A hook for `json.loads` that refuses an object in which a key appears twice."""
     result = dict(pairs)
     if len(result) != len(pairs):
         seen: set[str] = set()

@@ -90,7 +90,7 @@ def _by_rules(dataset: Dataset, answers: Mapping[str, Answer]) -> dict[str, Verd
 
 
 def answer_text(task: Task, sample: Sample, generation: Generation) -> str:
-    """The text to grade: what was generated, or what a ranking of continuations stands for."""
+    """The text to grade: what was generated, or what a ranking of continuations means."""
     if generation.likelihoods and isinstance(task, RanksItsOwnWay):
         return task.choose(sample, generation)
     return generation.text

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Terms:
-    """Under which licence or terms files may be used, in a few words, and where they stand."""
+    """Under which licence or terms files may be used, in a few words, and where they are."""
 
     text: str
     url: str = ""
@@ -33,8 +33,8 @@ class File:
 class Pictures:
     """The pictures of a benchmark, in a zip, one by one, or both.
 
-    `{name}` in `member` and `each` stands for a picture's name below its picture folder. The source has the pictures
-    whose names begin with `prefix`. `size` is about that of one picture, `zip_size` that of the archive, in bytes.
+    `{name}` in `member` and `each` is replaced by a picture's name below its picture folder. The source has the
+    pictures whose names begin with `prefix`. `size` is about that of one picture, `zip_size` of the archive, in bytes.
     """
 
     terms: Terms

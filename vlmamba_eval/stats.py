@@ -104,7 +104,7 @@ class Ends:
 
     @property
     def few(self) -> bool:
-        """Whether the percentiles alone can't be believed."""
+        """Whether the percentiles by themselves can't be believed."""
         return min(self.k_wrong, self.k_right) < ENOUGH
 
 

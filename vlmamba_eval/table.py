@@ -20,7 +20,7 @@ OURS = ("n", "credit")
 
 @dataclass
 class Totals:
-    """The counts that stand beside a metric: the questions of one group, and what became of them."""
+    """The counts shown beside a metric: the questions of one group, and what became of them."""
 
     n: int = 0
     images: int = 0
@@ -44,7 +44,7 @@ class Totals:
 class Table:
     """Every count of a run, one row per image (within a stratum): the unit that the bootstrap draws.
 
-    `units` are (stratum, image key) pairs in an order that depends on the questions alone; `values` is
+    `units` are (stratum, image key) pairs in an order that depends only on the questions; `values` is
     [units, columns], `index` the place of each column.
     """
 

@@ -1,8 +1,8 @@
 """The seam to benchmarks: a declaration, and a few functions from annotation row to metric.
 
 A benchmark is one file with a subclass of `Task` and a tuple `TASKS`. Four functions are its own: `load`, `prompt`,
-`grade` and `metrics`. What only some benchmarks can do stands below as protocols; a task has such an ability when it
-has the method.
+`grade` and `metrics`. What only some benchmarks can do is declared below as protocols; a task has such an ability
+when it has the method.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class TaskInfo:
     split: str
     questions: int  # expected number of samples; other numbers are refused
     images: int | None  # expected number of distinct images; None: not published
-    headline: str  # the metric that stands in the leaderboard
+    headline: str  # the metric shown in the leaderboard
     max_new_tokens: int  # the protocol's limit
     paper: str
     scorer: str  # the official scorer, as a permalink at a commit
@@ -140,7 +140,7 @@ class RanksItsOwnWay(Ranks, Protocol):
         ...
 
     def choose(self, sample: Sample, generation: Generation) -> str:
-        """The answer text that a ranking stands for."""
+        """The answer text that a ranking means."""
         ...
 
 

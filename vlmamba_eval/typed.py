@@ -1,4 +1,4 @@
-"""The command that was typed, as provenance and as the way to go on; what looks like a secret is left out."""
+"""The command that was typed, as provenance and as the way to continue; what looks like a secret is left out."""
 
 from __future__ import annotations
 

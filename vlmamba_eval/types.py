@@ -63,7 +63,7 @@ class ImageRef:
     """A picture that is not opened yet: plain data, so that a question can be handed to another process.
 
     `key` is its identity: questions with equal keys share one encoding. `where` names it in messages (a file, or a row
-    of a data set). One of four sources holds the encoded picture: the file `path`, which must lie below `folder`;
+    of a data set). One of four sources holds the encoded picture: the file `path`, which must be below `folder`;
     `base64` text; a cell of a `hub` data set; a member of the zip or tar archive `path`. `images.read_image` reads it.
     """
 
@@ -94,10 +94,10 @@ class Sample:
     """One question of a benchmark with its gold label.
 
     `id` is unique in its task. `external_id` is the `question_id` of LLaVA's question and answer files; it may
-    repeat (MME, TextVQA, where the prompt tells the questions apart) and defaults to `id`. `target` is None where the
+    repeat (MME, TextVQA, where the prompt tells the questions apart) and defaults to `id`. `target` is None if the
     labels are not public. `groups` are the names under which the question is also reported (`"popular"`,
     `"structural/query"`), besides `"all"`. `fields` holds what only the task itself reads about this one question; what
-    belongs to the whole list stands in `Loaded.extra`. `where` names file and row.
+    belongs to the whole list is in `Loaded.extra`. `where` names file and row.
     """
 
     id: str
@@ -142,7 +142,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class ImageQuestions:
-    """All questions about one image; `image` is what the adapter's `prepare` returned, None for text alone."""
+    """All questions about one image; `image` is what the adapter's `prepare` returned, None for text only."""
 
     image: Any
     questions: tuple[Question, ...]
@@ -183,7 +183,7 @@ class Generation:
 class Failure:
     """Why a question has no answer.
 
-    `data_error`: its image can't be read. `model_error`: the adapter raised, refused, or returned something that is no
+    `data_error`: its image can't be read. `model_error`: the adapter raised, refused, or returned something that is not
     answer. `timeout`: it took longer than allowed.
     """
 
@@ -210,7 +210,7 @@ class Verdict:
     """One graded answer.
 
     `parsed` is what the official parser read (None: nothing). `credit`, 0 to 1, is what the official scorer
-    gives. `valid` is False where the text is no recognisable answer, whatever the official parser makes of it: that is
+    gives. `valid` is False if the text is not a recognisable answer, whatever the official parser makes of it: that is
     the count of unparsed answers in every table. `also` holds further amounts for `count`: the credit under other
     conventions, or counts that add up over a corpus (captions' n-grams).
     """
@@ -223,7 +223,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Graded:
-    """A sample with its answer's verdict; None where the answer is missing or failed, which counts as wrong."""
+    """A sample with its answer's verdict; None if the answer is missing or failed, which counts as wrong."""
 
     sample: Sample
     verdict: Verdict | None
@@ -235,9 +235,9 @@ class Graded:
 class Metric:
     """One number of a task, or an array of them, one for each bootstrap replicate.
 
-    `value` is on the published scale (percent, MME points); NaN where it is undefined. `over` names the group of
-    samples behind it, whose n stands in the table: by default `category`, else `split`, else all. `upper` is the
-    largest possible value; None where the metric is unbounded. A `plain` metric is a count that has no interval.
+    `value` is on the published scale (percent, MME points); NaN if it is undefined. `over` names the group of
+    samples behind it, whose n is shown in the table: by default `category`, else `split`, else all. `upper` is the
+    largest possible value; None if the metric is unbounded. A `plain` metric is a count that has no interval.
     """
 
     name: str
@@ -292,7 +292,7 @@ MEANING: dict[Mark, str] = {
     "UNTRAINED": "random weights: the numbers only show that everything runs",
     "UNSCORED": "there are no gold labels here, or a judge must grade; the answers are kept",
 }
-"""What makes a number incomparable, in the order of tables. A mark stands beside every number that it is about."""
+"""What makes a number incomparable, in the order of tables. A mark is shown beside every number that it is about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,7 +319,7 @@ class Scores:
 
 
 class Progress:
-    """What a run tells while it goes on; this one says nothing."""
+    """What a run tells on its way; this one says nothing."""
 
     def start(self, images: int, questions: int, resumed: int) -> None:
         """Called once, with what is to be done and how many questions already have their answer."""

@@ -75,7 +75,7 @@ def assemble(
 @click.option(
     "--shape",
     metavar="130m|370m|790m|1.4b|2.8b",
-    help="A Mamba language model alone, with random weights. Default: 130m.",
+    help="Only a Mamba language model, with random weights. Default: 130m.",
 )
 @click.option(
     "--weights", metavar="DIR", type=click.Path(path_type=Path), help="The checkpoint folder for a named model."
@@ -119,7 +119,7 @@ def assemble(
 def bench(family: str, modes: str, peers: str | None, lengths: str, profile: str | None, **options: Any) -> None:
     """Measure the speed of this machine: the engine's modes and transformers, in turns within one process.
 
-    Prints a table of times and ratios with their spread, and writes it as CSV, Markdown and, where matplotlib is
+    Prints a table of times and ratios with their spread, and writes it as CSV, Markdown and, if matplotlib is
     installed (the extra `bench`), a figure.
     """
     command = "vlmamba-eval " + " ".join(sys.argv[1:])

@@ -38,7 +38,8 @@ def test_help_and_lists_answer_at_once_and_import_nothing_heavy(arguments: list[
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    limit = 0.5 if arguments[0] == "list" else 0.3  # of seconds; lists import every benchmark and family
+    # Seconds, half of them for a busy machine. Lists import every benchmark and family; torch takes two seconds.
+    limit = 0.8 if arguments[0] == "list" else 0.5
     assert any(once() < limit for _ in range(3))
 
 
@@ -174,5 +175,5 @@ def test_each_signal_ends_a_run_with_its_code_and_what_to_do(tmp_path: Path, nam
         child.send_signal(getattr(signal, name))
         _, said = child.communicate(timeout=30)
     assert child.returncode == code
-    assert "Interrupted. They are safe; go on with the same command:" in said
+    assert "Interrupted. They are safe; continue with the same command:" in said
     assert "Traceback" not in said

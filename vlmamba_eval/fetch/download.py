@@ -30,7 +30,7 @@ from vlmamba_eval.types import DataError, ImageRef, UsageError
 STATE = ".fetch"
 LARGE = 4 * 2**20  # bytes: such a file is kept in part when a download stops
 RUN = 4 * 2**20  # members that lie next to each other travel in one request, up to so many bytes
-GAP = 512  # bytes between two members that are fetched rather than asked for anew
+GAP = 512  # bytes between two members that are fetched rather than asked for again
 WORKERS = 8
 TRIES = 3  # at a file that arrives damaged
 PICTURES = (".jpg", ".jpeg", ".png")

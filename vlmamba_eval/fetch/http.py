@@ -127,7 +127,7 @@ class Http:
                 self._wait(found.url, failed, problem)
 
     def read_whole(self, found: Found) -> Iterator[bytes]:
-        """All bytes of a file whose server gives no ranges. Raises `DamagedError` if it breaks off: begin anew."""
+        """All bytes of a file whose server gives no ranges. Raises `DamagedError` if it breaks off: start again."""
         done, failed = 0, 0
         while True:
             try:
@@ -148,7 +148,7 @@ class Http:
             raise DamagedError(f"{found.url}: {done:,} bytes came, {found.size:,} were announced.")
 
     def read_small(self, url: str, limit: int) -> bytes:
-        """A small file of its own in one request, asked for anew if it breaks off. Raises `FetchError`."""
+        """A small file of its own in one request, asked for again if it breaks off. Raises `FetchError`."""
         return self._patiently(url, lambda: self._read_small(url, limit))
 
     # -- one request ---------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def pack(
 ) -> Packed:
     """Write all that the tasks need into one tar: question files as they were read, and every picture asked about.
 
-    The bytes depend on the files alone: sorted names, no dates, no owners. Raises `DataError` if something is missing.
+    The bytes depend only on the files: sorted names, no dates, no owners. Raises `DataError` if something is missing.
     """
     if where in ("hub", "samples"):
         raise UsageError("--pack needs the folder that holds the files: --data DIR. The hub has a cache of its own.")
@@ -134,7 +134,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
 
 def _name(path: Path, root: Path) -> str:
     if not path.is_relative_to(root):
-        raise DataError(f"{path} does not lie in {root}, so it has no place in an archive of that folder.")
+        raise DataError(f"{path} is not in {root}, so it has no place in an archive of that folder.")
     return path.relative_to(root).as_posix()
 
 

@@ -169,7 +169,7 @@ class Batch:
 
 
 def batches(needs: Iterable[Need]) -> list[Batch]:
-    """What is missing, by source; equal files of several tasks stand together."""
+    """What is missing, by source; equal files of several tasks are together."""
     by_source: dict[File | Pictures, dict[Path, Wanted]] = {}
     for need in needs:
         for wanted in need.missing:

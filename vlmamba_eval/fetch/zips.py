@@ -23,7 +23,7 @@ KINDS = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflated"}
 
 @dataclass(frozen=True)
 class Member:
-    """A member of a zip. `end` is where the next thing in the file begins: header and data lie in between."""
+    """A member of a zip. `end` is where the next thing in the file begins: header and data are in between."""
 
     name: str
     start: int
@@ -56,7 +56,7 @@ class Directory:
 def read_directory(place: Place, cache: Path | None, advance: Callable[[int], None] = lambda n: None) -> Directory:
     """The directory of a zip, zip64 included. `cache` is a folder that keeps it, so that it is fetched once.
 
-    `advance` is told of bytes that came. Raises `FetchError` for what is no zip.
+    `advance` is told of bytes that came. Raises `FetchError` for what is not a zip.
     """
     kept = None
     if cache is not None and not isinstance(place, LocalPlace):

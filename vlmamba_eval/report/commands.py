@@ -87,7 +87,7 @@ def report(runs: tuple[Path, ...], baselines: str | None, form: str | None, inte
 
 
 @click.command(
-    short_help="Compare runs over the same questions: paired differences, p, where they lie.",
+    short_help="Compare runs over the same questions: paired differences, p, where they come from.",
     epilog="Exit codes: 0 compared, 1 the runs were not asked the same, 2 wrong usage, 4 worse than --fail-if-worse.",
 )
 @click.argument("runs", nargs=-1, required=True, metavar="A B [C ...]")

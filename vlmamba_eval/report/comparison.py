@@ -14,11 +14,11 @@ from vlmamba_eval.report import text
 from vlmamba_eval.types import MEANING
 
 SHOWN = 3  # examples of questions that only one side got right, per side and task
-PARTS = 6  # groups of questions in which the difference lies
+PARTS = 6  # groups of questions in which the difference is shown
 FOOTNOTES = (
     "[ ]: 95 % interval of the difference, from a bootstrap that draws the same images for both. p: swaps of whole "
     "images, two-sided; Holm: adjusted for all pairs of this table. McNemar's exact p takes questions for independent.",
-    "The intervals cover the choice of images alone, not training seeds or prompts.",
+    "The intervals cover the choice of images only, not training seeds or prompts.",
 )
 
 
@@ -65,7 +65,7 @@ def verdict(pair: Pair) -> str:
     better = pair.b if (found.difference or 0) > 0 else pair.a
     if pair.p_holm is not None:
         if pair.p_holm < 0.05:
-            return f"{better} is better; chance alone would hardly show such a difference (p {p_value(pair.p_holm)})."
+            return f"{better} is better; chance would hardly show such a difference (p {p_value(pair.p_holm)})."
         return f"No difference that these images can show (p {p_value(pair.p_holm)})."
     if found.ci_low is None or found.ci_high is None or found.ci_low <= 0 <= found.ci_high:
         return "No difference that these images can show."
@@ -177,7 +177,7 @@ def _headline_lines(pair: Pair, comparison: Comparison) -> Iterator[str]:
 
 
 def _put(console: Any, line: str) -> None:
-    """Print a line; what does not fit goes on under it, further in."""
+    """Print a line; what does not fit continues under it, further in."""
     from rich.padding import Padding
     from rich.text import Text
 

@@ -66,7 +66,7 @@ def _by_model(board: Board, section: Section) -> Table:
 
 
 def _by_task(board: Board, section: Section, *, narrow: bool = False) -> Table:
-    """One row per task; if it must be narrow, intervals and remarks stand under the values."""
+    """One row per task; if it must be narrow, intervals and remarks go under the values."""
     gap = "\n" if narrow else " "
     table = Table(Column("task", overflow="fold"))
     if narrow:
@@ -189,7 +189,7 @@ class ConsoleProgress(Progress):
 
 
 class _Live(ProgressColumn):
-    """The line of a run, made anew for whatever width the terminal has now."""
+    """The line of a run, made again for whatever width the terminal has now."""
 
     def __init__(self, progress: ConsoleProgress) -> None:
         super().__init__()

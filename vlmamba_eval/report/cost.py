@@ -43,7 +43,7 @@ def cost(runs: Iterable[Sequence[Mapping[str, Any]]]) -> Cost:
 
 
 def read_telemetry(folder: Path) -> list[dict[str, Any]]:
-    """A run's telemetry, event by event; lines that a crash tore are left out, and no file is no telemetry."""
+    """A run's telemetry, event by event; lines that a crash tore are left out, and no file means no telemetry."""
     try:
         lines = (folder / TELEMETRY).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -142,7 +142,7 @@ def _hash(content: str) -> str:
 
 
 def as_json(value: Any) -> str:
-    """JSON that can stand in a script element of type application/json: no `<`, so that nothing can end it."""
+    """JSON that can be put into a script element of type application/json: no `<`, so that nothing can end it."""
     plain = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return plain.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -209,7 +209,7 @@ def _quoted(baselines: Sequence[Published], run: RunScores) -> list[Published]:
 
 
 def comparable(models: Sequence[Row]) -> bool:
-    """Whether any measured number may stand beside published ones: not samples, not random weights."""
+    """Whether any measured number may be shown beside published ones: not samples, not random weights."""
     return any(not {"SAMPLES", "UNTRAINED"} & set(run.scores.marks) for row in models for run in row.runs.values())
 
 
@@ -660,7 +660,7 @@ def _questions(models: Sequence[Row], answers: Mapping[str, Answers]) -> tuple[s
 
 
 def _alike(runs: Sequence[tuple[int, Answers]]) -> list[list[tuple[int, Answers]]]:
-    """Runs that can stand side by side: the same id is the same question."""
+    """Runs that can be shown side by side: the same id is the same question."""
     lists: list[tuple[dict[str, str], list[tuple[int, Answers]]]] = []
     for place, own in runs:
         prompts = {row["id"]: row["question"] for row in own.verdicts}

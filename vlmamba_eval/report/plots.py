@@ -1,6 +1,6 @@
 """Pictures for papers and pages: intervals, breakdowns, speed against length. PNG, SVG or PDF, by the file's name.
 
-One style: titles in words, every line named where it ends, nothing told by colour alone, two pixels for one.
+One style: titles in words, every line named where it ends, nothing told only by colour, two pixels for one.
 """
 
 from __future__ import annotations
@@ -267,7 +267,7 @@ def speed(rows: Sequence[Mapping[str, Any]], where: str, path: Path) -> Path:
             time.set(xlabel="tokens of the text", title="Seconds to read a text")
             _curves(memory, rows, "prefix_tokens", ("kept_mib",) * 3)
             _curves(memory, rows, "prefix_tokens", ("peak_mib",) * 3, dotted=True)
-            memory.set(xlabel="tokens of the text", title="MiB kept to go on (dotted: at the peak)")
+            memory.set(xlabel="tokens of the text", title="MiB kept to continue (dotted: at the peak)")
         elif profile == "images":
             figure, axes = plt.subplots(figsize=(5.6, 3.6))
             _curves(axes, rows, "questions", ("seconds", "seconds_min", "seconds_max"))

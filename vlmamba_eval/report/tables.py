@@ -1,7 +1,7 @@
 """The leaderboard as Markdown and as tidy CSV: pure functions of the runs' scores and the published numbers.
 
 Measured and published numbers never look alike: a measured one carries its interval and its run, a published one a
-dagger and its source. Whatever makes a number incomparable (SAMPLES, PARTIAL, INCOMPLETE, UNTRAINED, UNSCORED) stands
+dagger and its source. Whatever makes a number incomparable (SAMPLES, PARTIAL, INCOMPLETE, UNTRAINED, UNSCORED) is shown
 beside it.
 """
 
@@ -62,7 +62,7 @@ def load_runs(
 ) -> list[RunScores]:
     """The scores of run folders, in the order of tasks, then models.
 
-    Raises `StoreError` for a damaged file; or, with `left_out`, tells that and goes on without that run.
+    Raises `StoreError` for a damaged file; or, with `left_out`, tells that and continues without that run.
     """
     order = {name: i for i, name in enumerate(all_tasks())}
     runs = []
@@ -115,7 +115,7 @@ class Line:
     cells: tuple[str, ...]
     values: tuple[float | None, ...] = ()
     intervals: tuple[str, ...] = ()  # "" for none
-    remarks: tuple[str, ...] = ()  # marks, splits: what stands behind a value
+    remarks: tuple[str, ...] = ()  # marks, splits: what is shown after a value
 
 
 @dataclass(frozen=True)
@@ -316,7 +316,7 @@ _DIFFERENCES: tuple[Callable[[RunScores], str], ...] = (
 
 
 def _quoted(row: Published, split: str) -> str:
-    """A published value with its dagger, and with its split where that is not the one that was measured."""
+    """A published value with its dagger, and with its split if that is not the one that was measured."""
     value = f"{number(row.value)}†"
     return value if row.split in (split, "all") else f"{value} ({row.split or 'split not stated'})"
 
@@ -408,7 +408,7 @@ def _described(run: RunScores) -> list[str]:
 
 def _details(run: RunScores) -> list[str]:
     """One row per group of questions, one column per metric; groups with other metrics have a table of their own."""
-    groups: dict[tuple[str, str, int], dict[str, Score]] = {}  # metrics over other questions stand apart
+    groups: dict[tuple[str, str, int], dict[str, Score]] = {}  # metrics over other questions go apart
     for score in run.scores.scores:
         groups.setdefault((score.split, score.category, score.n), {})[score.metric] = score
     tables: dict[tuple[str, ...], list[tuple[str, ...]]] = {}

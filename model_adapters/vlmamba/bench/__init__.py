@@ -1,6 +1,6 @@
 """`vlmamba-eval bench`: how fast reading an image once is, measured on the user's own machine.
 
-profiles      what is asked: questions an image, tokens a question, tokens an answer
+profiles      what is asked: questions per image, tokens per question, tokens per answer
 subject       what is measured: a whole model, or a Mamba language model of a published shape
 contestants   who answers: the engine in its modes, and transformers
 timing        contestants in turn, several times; memory; the machine

@@ -37,7 +37,7 @@ def bench(
 ) -> list[Path]:
     """Measure, print the table, and write the files; returns their paths. `vlmamba-eval bench --help` has the options.
 
-    Without model and shape, the smallest published shape is measured. `peers` None: transformers, where it can answer.
+    Without model and shape, the smallest published shape is measured. `peers` None: transformers, if it can answer.
 
     Raises:
         UsageError: options that do not go together, or names that are not known.
@@ -94,7 +94,7 @@ def _check(
             "model by itself. Take --shape in place of --model."
         )
     if peers and profile == "images":
-        raise UsageError("The profile `images` compares our modes alone; leave out --peers.")
+        raise UsageError("The profile `images` compares only our modes; leave out --peers.")
     if not modes:
         raise UsageError("--modes names none.")
 
@@ -123,7 +123,7 @@ def _subject(
     options = {"device": device, "dtype": dtype, "random_init": random_init, "seed": seed}
     adapter = load(model, options | ({"weights": str(weights)} if weights else {}))
     if not isinstance(adapter, VLMambaAdapter):
-        raise UsageError(f"{model} is no VL-Mamba; the bench measures its engine's modes.")
+        raise UsageError(f"{model} is not a VL-Mamba; the bench measures its engine's modes.")
     return of_adapter(adapter, seed)
 
 

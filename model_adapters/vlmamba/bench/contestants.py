@@ -76,7 +76,7 @@ def contestants(
 
 
 def spread(places: Sequence[tuple[int, int]], part: int | None) -> tuple[tuple[int, int], ...]:
-    """`part` of the places at equal distances, all where there are no more."""
+    """`part` of the places at equal distances, all if there are no more."""
     if part is None or part >= len(places):
         return tuple(places)
     return tuple(places[(2 * i + 1) * len(places) // (2 * part)] for i in range(part))
@@ -186,7 +186,7 @@ def _peer(
         for group in together:
             most = max(steps[place] for place in group)
             ids, mask = _padded([prompts[place] for place in group], subject.device)
-            # The attention mask is given where it is needed: without one, the peer does less.
+            # The attention mask is given only if it is needed: without one, the peer does less.
             extra = {} if mask is None else {"attention_mask": mask}
             with torch.inference_mode():
                 out = model.generate(
@@ -200,7 +200,7 @@ def _peer(
 
 
 def _padded(prompts: Sequence[Sequence[int]], device: str) -> tuple[Tensor, Tensor | None]:
-    """Ids [b, l], padded on the left, and their mask where there is padding."""
+    """Ids [b, l], padded on the left, and their mask if there is padding."""
     longest = max(map(len, prompts))
     ids = torch.tensor([[PAD] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
     if all(len(prompt) == longest for prompt in prompts):

@@ -22,7 +22,7 @@ Say = Callable[[str], None]
 QUESTIONS_PER_IMAGE = (1, 2, 4, 8, 16, 32)
 
 PIECE = 4096
-"""Tokens of a piece, where a long text is read piece by piece."""
+"""Tokens of a piece, when a long text is read piece by piece."""
 
 
 # =============================================================================
@@ -71,7 +71,7 @@ def _rows(
     base = times[entered[0].name]
     rows = []
     for contestant in entered:
-        # A question's time goes with its tokens, the image's among them: what a part took stands for the whole.
+        # A question's time goes with its tokens, the image's among them: what a part took is scaled to the whole.
         share = sum(lengths[place] for place in contestant.places) / sum(lengths.values())
         own = times[contestant.name]
         seconds = [second / share for second in own.seconds]
@@ -115,7 +115,7 @@ def per_image(
     for count in counts:
         rng = random.Random(seed)
         image = AboutImage(tuple(Asked(rng.randint(20, 40), 4) for _ in range(count)), count)
-        say(f"{count} questions an image")
+        say(f"{count} questions per image")
         rows += answering(subject, "images", [image], modes, (), repeats, None, seed, lambda line: None)
     return rows
 
@@ -127,7 +127,7 @@ def per_image(
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads texts of any length; `read(ids)` returns the bytes that must be kept to go on."""
+    """Reads texts of any length; `read(ids)` returns the bytes that must be kept to continue."""
 
     mode: str
     model: str
@@ -140,7 +140,7 @@ def lengths(
 ) -> list[Row]:
     """Time and memory of reading one text, up to the scores of its next token, by length.
 
-    Ours reads it whole, and in pieces of 4,096 tokens with the state carried on. Beside it stands a LLaMA of about
+    Ours reads it whole, and in pieces of 4,096 tokens with the state carried on. Beside it a LLaMA of about
     equal size through transformers, with the fastest attention that PyTorch has for it.
     """
     readers = [_ours_whole(subject), _ours_in_pieces(subject)]
@@ -154,7 +154,7 @@ def lengths(
         for length in sorted(lengths):
             say(f"{length} tokens")
             ids = torch.randint(2, vocabulary, (1, length), generator=generator).to(subject.device)
-            # A piece is the whole where the text is no longer.
+            # A piece is the whole if the text is no longer.
             fitting = [reader for reader in readers if length > PIECE or reader.mode != "pieces"]
             rows += _read(subject, fitting, ids, repeats)
     return rows

@@ -1,10 +1,10 @@
 """What is asked in a measurement: how many questions an image gets, how long they are, how long the answers.
 
-    uniform   18 questions an image, of 20 to 40 tokens, 4 decoded tokens each
+    uniform   18 questions per image, of 20 to 40 tokens, 4 decoded tokens each
     gqa       testdev_balanced: 398 images with 3 to 92 questions, mean 31.6; 20 to 42 tokens, mean 25.7
     pope      COCO: 500 images with 16 to 18 questions, mean 17.8; 24 to 26 tokens, mean 24.3
-    vqav2     val: mean 5.3 questions an image, published; the shape of the distributions is our assumption
-    mme       2 questions an image; their lengths are our assumption
+    vqav2     val: mean 5.3 questions per image, published; the shape of the distributions is our assumption
+    mme       2 questions per image; their lengths are our assumption
 
 `gqa` and `pope` draw whole images from the token counts of the real files, in `question_lengths.json`, which says how
 they were counted, and answers from the lengths of LLaVA-1.5-13B's released answers. Lengths are those of everything
@@ -93,7 +93,7 @@ _PROMPT = 16
 # Eleven values each, for the 0th to the 100th percentile in steps of ten, linear between them.
 # Published: 214,354 questions of 40,504 images, at least 3 an image. Assumed: the spread.
 VQAV2_PER_IMAGE = (3, 3, 3, 3, 3, 4, 5, 6, 7, 9, 17)
-# Published: 6.2 words in the mean (Goyal et al. 2017, arXiv 1612.00837). Assumed: 1.1 tokens a word, and the mark.
+# Published: 6.2 words in the mean (Goyal et al. 2017, arXiv 1612.00837). Assumed: 1.1 tokens per word, and the mark.
 VQAV2_TOKENS = (3, 5, 5, 6, 6, 7, 7, 8, 9, 11, 23)
 # Assumed, from the forms of its questions ("Is this photo taken in a place of ...?"); two an image.
 MME_TOKENS = (6, 8, 9, 9, 10, 11, 12, 13, 14, 17, 40)
@@ -127,7 +127,7 @@ def uniform(rng: random.Random, n: int, questions: int = 18) -> list[AboutImage]
 
 
 PROFILES: dict[str, Profile] = {
-    "uniform": Profile("18 questions an image, 20 to 40 tokens, 4 decoded", uniform),
+    "uniform": Profile("18 questions per image, 20 to 40 tokens, 4 decoded", uniform),
     "gqa": Profile("GQA testdev_balanced, counted", lambda rng, n: counted("gqa", rng, n), 398),
     "pope": Profile("POPE on COCO, counted", lambda rng, n: counted("pope", rng, n), 500),
     "vqav2": Profile("VQAv2 val, by description", _vqav2, 40_504),

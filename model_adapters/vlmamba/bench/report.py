@@ -26,7 +26,7 @@ COLUMNS = {
     "question_tokens": "tokens of a question with the template's end, mean",
     "new_tokens": "decoded tokens of an answer, mean",
     "repeats": "times that it was measured, in turn with the others",
-    "measured_questions": "questions really answered in each; where fewer than all, times are extrapolated by tokens",
+    "measured_questions": "questions really answered in each; if fewer than all, times are extrapolated by tokens",
     "seconds": "for all questions: the median of the repeats",
     "seconds_min": "the fastest repeat",
     "seconds_max": "the slowest repeat",
@@ -36,7 +36,7 @@ COLUMNS = {
     "compared": "answers compared with the first mode's",
     "same_answers": "how many of them are the same text",
     "peak_mib": "memory above what was in use before, at the peak",
-    "kept_mib": "memory that must be kept to go on: Mamba's state, a transformer's keys and values",
+    "kept_mib": "memory that must be kept to continue: Mamba's state, a transformer's keys and values",
 }
 
 
@@ -78,7 +78,7 @@ assert list(COLUMNS) == [f.name for f in fields(Row)]  # noqa: S101
 
 
 def write(out: Path, name: str, rows: Sequence[Row], machine: Mapping[str, str], command: str) -> list[Path]:
-    """Write NAME.csv, NAME.md and, where matplotlib is installed, NAME.png into `out`; returns their paths."""
+    """Write NAME.csv, NAME.md and, if matplotlib is installed, NAME.png into `out`; returns their paths."""
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"{name}.csv", out / f"{name}.md"]
     paths[0].write_text(as_csv(rows), encoding="utf-8")
@@ -142,17 +142,17 @@ def notes(rows: Sequence[Row]) -> list[str]:
     if first.profile == "lengths":
         said = [
             "Reading one text up to the scores of its next token; `pieces`: 4,096 tokens at a time, the state carried "
-            "on. Peak memory is above the weights; kept is what must stay to go on.",
+            "on. Peak memory is above the weights; kept is what must stay to continue.",
             "Ratios are to `whole` at the same length.",
         ]
     elif first.profile == "images":
         said = [
-            f"One image of {first.prefix_tokens} tokens with what stands before it, and more and more questions of 20 "
+            f"One image of {first.prefix_tokens} tokens with what is before it, and more and more questions of 20 "
             f"to 40 tokens with answers of 4. Ratios are to `{first.mode}` with as many questions."
         ]
     else:
         said = [
-            f"An image is {first.prefix_tokens} tokens with what stands before it, a question "
+            f"An image is {first.prefix_tokens} tokens with what is before it, a question "
             f"{first.question_tokens:.1f} and an answer {first.new_tokens:.1f} in the mean. "
             f"Ratios are to `{first.mode}`."
         ]

@@ -28,7 +28,7 @@ from ..scan import choose_backend
 from .profiles import AboutImage
 
 PREFIX_TOKENS = 600
-"""Tokens that stand for an image where there is no encoder: between CLIP's 576 and SigLIP's 729."""
+"""Tokens that stand for an image if there is no encoder: between CLIP's 576 and SigLIP's 729."""
 
 PAD = 2
 """A token that no text has. transformers' generate takes every token that equals its padding for padding."""
@@ -39,7 +39,7 @@ class Subject:
     """A model ready for questions.
 
     `image(i)` makes the i-th image, as `generate` takes it; `image_tokens` is what one takes in the language model, and
-    `opening` the tokens before it. `prefix_ids` are the tokens that an image stands for, where it is made of tokens.
+    `opening` the tokens before it. `prefix_ids` are an image's tokens, if it is made of tokens.
     """
 
     name: str
@@ -51,11 +51,11 @@ class Subject:
     device: str
     prefix_ids: Callable[[int], list[int]] | None = None
     parameters: dict[str, Tensor] | None = None
-    """Copies of the language model's parameters under their published names, where peers are to have them."""
+    """Copies of the language model's parameters under their published names, if peers are to have them."""
 
     @property
     def backend(self) -> str:
-        """What computes: the scan's backend, and the matrices' where it is not PyTorch's own."""
+        """What computes: the scan's backend, and the matrices' if it is not PyTorch's own."""
         return backend(torch.device(self.device), self.dtype)
 
     def batch(self, images: Sequence[AboutImage], seed: int = 0) -> list[ImageQuestions]:
@@ -232,9 +232,9 @@ class Writer:
         self.words = self._words()
 
     def text(self, tokens: int) -> str:
-        """Random words; at least one, where the template alone is as long."""
+        """Random words; at least one, even if the template by itself is as long."""
         words = [self.rng.choice(self.words) for _ in range(max(1, tokens - self.base))]
-        for _ in range(4):  # the first word stands behind no space and may be more than one token
+        for _ in range(4):  # the first word follows no space and may be more than one token
             excess = self._count(" ".join(words)) - tokens
             if excess == 0 or (excess > 0 and len(words) == 1):
                 return " ".join(words)
@@ -246,7 +246,7 @@ class Writer:
         return sum(len(self.engine.encode(piece)) for piece in _asked(self.engine, text))
 
     def _words(self) -> list[str]:
-        """Words that are one token wherever they stand behind a space."""
+        """Words that are one token after a space."""
         tokenizer = self.engine.tokenizer
         vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
         words = []

@@ -58,7 +58,7 @@ def take_turns(
     `say` is told before each run which one it is and, once all had their first turn, how long the rest will take.
 
     A run's warm-up, which is not timed, goes before each of its turns: an evaluation runs for hours, and what another
-    contestant has left in memory and caches is no part of it.
+    contestant has left in memory and caches is not part of it.
     """
     names = list(runs)
     times: dict[str, Times[T]] = {name: Times() for name in names}
@@ -108,7 +108,7 @@ def _synchronise(device: torch.device | str) -> None:
 
 
 class Peak:
-    """The largest memory in use above what was in use before, in bytes; None where it can't be measured."""
+    """The largest memory in use above what was in use before, in bytes; None if it can't be measured."""
 
     used: int | None = None
 

@@ -39,7 +39,7 @@ def write_card(folder: Path, recipe: Recipe, stage: Stage, config: ModelConfig) 
         "",
         "| | |",
         "|---|---|",
-        f"| encoder | {vision.kind}, {vision.image_size} px, {vision.image_tokens} tokens an image |",
+        f"| encoder | {vision.kind}, {vision.image_size} px, {vision.image_tokens} tokens per image |",
         f"| connector | {connector} |",
         f"| language model | Mamba-1, {language_model.n_layer} layers of width {language_model.d_model} |",
         f"| template | {config.template.name} |",

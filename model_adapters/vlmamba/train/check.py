@@ -19,7 +19,7 @@ def check_files(recipe: Recipe, out: Path, start: Path | None, data: Path, only:
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file: name a folder")
     if start is not None and not (start / "config.json").is_file():
-        raise UsageError(f"--start {start} is no checkpoint: it has no config.json")
+        raise UsageError(f"--start {start} is not a checkpoint: it has no config.json")
     will_be = set[str]()  # stages that this very run finishes before later ones need them
     for place, stage in enumerate(recipe.stages):
         if (only and stage.name not in only) or (out / stage.name / "config.json").is_file():
@@ -33,7 +33,7 @@ def check_files(recipe: Recipe, out: Path, start: Path | None, data: Path, only:
                 )
         elif before not in will_be and start is None and not (out / before / "config.json").is_file():
             raise UsageError(
-                f"stage {stage.name} goes on from {out / before}, which is not there: train it, or --start DIR"
+                f"stage {stage.name} continues from {out / before}, which is not there: train it, or --start DIR"
             )
         will_be.add(stage.name)
         sources = [stage.data] + ([stage.eval.held_out] if stage.eval and stage.eval.held_out else [])
@@ -41,7 +41,7 @@ def check_files(recipe: Recipe, out: Path, start: Path | None, data: Path, only:
             if not (data / name).is_file():
                 raise DataError(
                     f"{data / name} is missing: stage {stage.name} expects a JSON list of conversations in LLaVA's "
-                    "format there; --data names the folder that recipes' files lie in"
+                    "format there; --data names the folder that recipes' files are in"
                 )
         for module, extra in (("peft", stage.lora), ("bitsandbytes", stage.optimizer == "adamw_8bit" or None)):
             if extra is not None and find_spec(module) is None:

@@ -49,7 +49,7 @@ def train(
     """Train a VL-Mamba by RECIPE, a YAML file or the name of one of the project's recipes.
 
     Each stage writes a checkpoint folder OUT/STAGE that `vlmamba-eval --model OUT/STAGE` reads. Running the same
-    command again goes on where the last run stopped; stages that are complete are not trained again. Without a
+    command again continues where the last run stopped; stages that are complete are not trained again. Without a
     recipe, those of the project are listed.
     """
     missing = [name for name in ("accelerate", "yaml") if find_spec(name) is None]
@@ -102,7 +102,7 @@ def main() -> None:
     try:
         train(standalone_mode=False)
     except click.exceptions.Abort:
-        print("Interrupted. The same command goes on from the last checkpoint.", file=sys.stderr)
+        print("Interrupted. The same command resumes from the last checkpoint.", file=sys.stderr)
         sys.exit(130)
     except click.ClickException as error:
         error.show()

@@ -86,9 +86,7 @@ class JsonRows:
                 continue
             name = PurePosixPath(row["image"])
             if name.is_absolute() or ".." in name.parts:
-                raise DataError(
-                    f"{self.path}, row {number}: the image {quoted(row['image'])} lies outside {self.images}"
-                )
+                raise DataError(f"{self.path}, row {number}: the image {quoted(row['image'])} is outside {self.images}")
             folder = str(name.parent)
             if folder not in listed:
                 try:
@@ -116,12 +114,12 @@ class JsonRows:
         if not row.get("image"):
             return row, where
         path = self.images / row["image"]
-        # The data sets' own folders may be links to wherever these lie; what is below them may not lead elsewhere.
+        # The data sets' own folders may be links to anywhere; what is below them may not lead elsewhere.
         parts = PurePosixPath(row["image"]).parts
         root = (self.images / parts[0] if len(parts) > 1 else self.images).resolve()
         try:
             if not path.resolve().is_relative_to(root):
-                raise DataError(f"{where}: the image {row['image']!r} is a link that lies outside {root}")
+                raise DataError(f"{where}: the image {row['image']!r} is a link that is outside {root}")
             image = Image.open(path, formats=("JPEG", "PNG", "WEBP", "BMP", "GIF"))
             image.load()
         except (OSError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
@@ -156,7 +154,7 @@ def _check_row(row: Any, where: str) -> None:
                 f'{where}: turn {place} must be {{"from": "human" or "gpt", "value": text}}, found {quoted(turn)}'
             )
         if not _is_text(turn["value"]):
-            raise DataError(f"{where}: turn {place} holds half of a character (a lone surrogate), which is no text")
+            raise DataError(f"{where}: turn {place} holds half of a character (a lone surrogate), which is not text")
         if place and turn["from"] == talk[place - 1]["from"]:
             raise DataError(f"{where}: turn {place} is of {turn['from']!r} again; human and gpt must alternate")
     turns = turns_of(talk)
@@ -234,7 +232,7 @@ def tokenise(
 
 
 class Conversations(Dataset[Example]):
-    """The examples of a stage, each a function of its number alone."""
+    """The examples of a stage, each a function of its number only."""
 
     def __init__(self, rows: JsonRows | StreamRows, config: ModelConfig, tokenizer: Tokenizer, max_length: int):
         self.rows, self.config, self.max_length = rows, config, max_length
@@ -261,11 +259,11 @@ def open_data(data: Data, root: Path, seed: int, length: int, patches: int = 0) 
 
 
 class Order(Sampler[int]):
-    """Which example comes when: `steps * batch_size` numbers, a function of the seed alone.
+    """Which example comes when: `steps * batch_size` numbers, a function of the seed only.
 
-    Numbers at `step * batch_size` and on make one step, however many devices share it, so that a run can go on with
-    another number of them. Rows of a file are shuffled anew on every pass; with `group` the steps are made of rows of
-    like length, all with images or all without, in random order. Where a pass ends within a step the next one fills
+    Numbers at `step * batch_size` and on make one step, however many devices share it, so that a run can continue with
+    another number of them. Rows of a file are shuffled again on every pass; with `group` the steps are made of rows of
+    like length, all with images or all without, in random order. If a pass ends within a step, the next one fills
     it up. A stream comes in its own order.
     """
 
@@ -334,7 +332,7 @@ class Order(Sampler[int]):
 class Collator:
     """Examples as one batch, padded on the right, or packed: several examples in a row with gaps between them.
 
-    Gives `ids` int64 [b, l] (0 where an image embedding stands), `image_at` int64 [i * t]: the flat places of the image
+    Gives `ids` int64 [b, l] (0 in place of image embeddings), `image_at` int64 [i * t]: the flat places of the image
     embeddings, `pixels` uint8 [i, 3, h, w], `predict_at` int64 [n]: the flat places whose next token belongs to an
     answer, and `labels` int64 [n]: these tokens; `patch_labels` int64 [i, t] of each auxiliary head; `tokens` int64 []:
     how many places hold a token of an example. With `gap`, the least number of places between two examples of a row,
@@ -357,7 +355,7 @@ class Collator:
                 span = slice(start, start + len(example.ids))
                 ids[place, span] = torch.tensor(example.ids)
                 answered[place, span] = torch.tensor(example.answered)
-                answered[place, start] = False  # nothing of its own stands before the first token
+                answered[place, start] = False  # nothing comes before the first token
                 gaps[place, span] = False
                 start = span.stop + self.gap
         predict_at = answered[:, 1:].nonzero() @ torch.tensor([length, 1])

@@ -1,4 +1,4 @@
-"""What a training says while it goes on: a line of JSON for each logged step, and a line for whoever watches."""
+"""What a training says while it runs: a line of JSON for each logged step, and a line for whoever watches."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 The held-out loss is the mean over all tokens of their answers, whatever the batches and the number of processes. For
 benchmarks the parameters are copied into a model of its own, which answers as an evaluation of the finished checkpoint
-would; the run lies in `STAGE/eval/step-N` and can be looked at and compared like any other.
+would; the run is in `STAGE/eval/step-N` and can be looked at and compared like any other.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def _adapter(
         tensor = parameters[name].to(torch.float32 if keeps_float32(name) else dtype).contiguous()
         digest.update(name.encode())
         digest.update(cast(Any, tensor.view(torch.uint8).numpy()))
-        # A copy where nothing was converted: training goes on with the original.
+        # A copy where nothing was converted: training continues with the original.
         converted[name] = tensor.to(device, copy=tensor.data_ptr() == parameters[name].data_ptr())
     model.load_state_dict(converted, assign=True)
     model.config = replace(config, name=f"{config.name}-step-{step}")

@@ -1,6 +1,6 @@
 """A YAML file to plain data, and plain data to typed values: every mistake is a sentence with file, key and value.
 
-What a file can do is bounded here: its size, its depth, how much its aliases expand to; keys that stand twice are
+What a file can do is bounded here: its size, its depth, how much its aliases expand to; keys that appear twice are
 refused. A recipe may come from anybody.
 """
 
@@ -52,7 +52,7 @@ def parse_yaml(text: str, where: str) -> Any:
             keys = [key.value for key, _ in node.value if isinstance(key.value, str)]
             twice = next((key for place, key in enumerate(keys) if key in keys[:place]), None)
             if twice is not None:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} appears twice", node.start_mark)
             return super().construct_mapping(node, deep)
 
     number = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$")
@@ -84,7 +84,7 @@ def _count(data: Any, left: list[int], depth: int = 0) -> None:
     if isinstance(data, dict):
         for key, value in data.items():
             if not isinstance(key, str):
-                raise ValueError(f"the key {quoted(key)}, which is no text")
+                raise ValueError(f"the key {quoted(key)}, which is not text")
             _count(value, left, depth + 1)
     elif isinstance(data, list):
         for value in data:
@@ -120,7 +120,7 @@ def convert(data: Any, kind: type[T], where: str) -> T:
 
 
 def _sentence(text: str, data: Any, kind: type, where: str) -> str:
-    """msgspec's message, with what was found, what may stand there, and the near names of a misspelt key."""
+    """msgspec's message, with what was found, what may be there, and the near names of a misspelt key."""
     message, _, path = text.partition(" - at `$")
     at = path.rstrip("`").lstrip(".")
     steps: list[str | int] = [

@@ -130,7 +130,7 @@ class Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 class RecipeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A whole recipe, as its file says it.
 
-    `start`: `checkpoint` goes on with one that the command names; `parts` takes its encoder and language model and
+    `start`: `checkpoint` continues with one that the command names; `parts` takes its encoder and language model and
     draws a fresh connector from `seed`; `random` draws all parameters.
     """
 
@@ -322,7 +322,7 @@ def schema() -> dict[str, Any]:
     found = msgspec.json.schema(RecipeFile)
     file = found["$defs"]["RecipeFile"]
     file["properties"]["extends"] = {"type": "string", "description": "another recipe, whose keys this one replaces"}
-    # What a file lacks may stand in the one that it extends.
+    # What a file lacks may be in the one that it extends.
     for kind in ("RecipeFile", "Stage"):
         found["$defs"][kind].pop("required", None)
     _sort(found)

@@ -1,9 +1,9 @@
-"""Training on 1, 2, ... GPUs of one host, measured in one call: tokens a second, share of the matrix rate, memory.
+"""Training on 1, 2, ... GPUs of one host, measured in one call: tokens per second, share of the matrix rate, memory.
 
     python -m vlmamba_eval.model_adapters.vlmamba.train.scale --gpus 1,2 --minutes 9 --out DIR
 
 Every run trains the same steps of a stage of a recipe with random weights, in processes of its own, so that the loss
-curves must agree; with random weights a loss means nothing else. `DIR/scale.json` and `DIR/scale.md` are written anew
+curves must agree; with random weights a loss means nothing else. `DIR/scale.json` and `DIR/scale.md` are written again
 after every step: a call that is cut off has lost nothing. Runs go from what matters most to what may be left out:
 
     shard-N            FSDP on N devices (a single one has nothing to shard), for each N
@@ -158,8 +158,8 @@ def _table(found: dict[str, Any]) -> str:
         "the smallest and the largest of the steps after the first third. The last column: the largest difference of "
         "a step's loss from the first run of the same steps.",
         "",
-        "| run | devices | examples a step | micro-batch | s a step | tokens/s | share of the matrix rate | padding | "
-        "peak GiB a device | loss differs by |",
+        "| run | devices | examples per step | micro-batch | s per step | tokens/s | share of the matrix rate | "
+        "padding | peak GiB per device | loss differs by |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, run in runs.items():

@@ -1,4 +1,4 @@
-"""How fast and how large a stage of a recipe is on this machine, with random weights: memory, tokens a second, time.
+"""How fast and how large a stage of a recipe is on this machine, with random weights: memory, tokens per second, time.
 
     python -m vlmamba_eval.model_adapters.vlmamba.train.timing vlmamba-2.8b \\
         --stage instruction --micro-batch-size 8 --out FILE.json

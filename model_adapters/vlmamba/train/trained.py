@@ -45,7 +45,7 @@ class TrainedModel(nn.Module):
         tokens: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """A batch of `data.Collator` -> the loss and its parts: `answers`, the mean over the answers' tokens, and
-        `patches`, where there are heads, with its weight.
+        `patches`, if there are heads, with its weight.
         """
         config = self.model.config
         embeds = self.model.language_model.embed(ids)  # [b, l, d_model]
@@ -64,7 +64,7 @@ class TrainedModel(nn.Module):
             embeds = flat.index_copy(0, image_at, images.flatten(0, 1).to(flat.dtype)).view_as(embeds)
         x, _ = self.model.language_model(embeds, gaps=gaps)  # [b, l, d_model]
         logits = self.model.language_model.logits(x.flatten(0, 1)[predict_at])  # [n, v]
-        # The mean over the answers' tokens; 0 where a micro-batch has none (data.tokenise).
+        # The mean over the answers' tokens; 0 if a micro-batch has none (data.tokenise).
         loss = F.cross_entropy(logits, labels, reduction="sum") / max(1, len(labels))
         if not self.heads or patch_labels is None:
             return {"loss": loss, "answers": loss}
@@ -87,7 +87,7 @@ def part_of(name: str) -> str:
 
 
 def add_lora(model: VLMamba, lora: Lora, seed: int) -> None:
-    """Put updates beside the matrices of the language model, in place; they alone learn in it."""
+    """Put updates beside the matrices of the language model, in place; only they learn in it."""
     if find_spec("peft") is None:
         raise UsageError("lora needs peft: pip install 'vlmamba-eval[lora]', or leave lora out of the stage")
     from peft import LoraConfig, inject_adapter_in_model

@@ -1,7 +1,7 @@
 """One stage of training on transformers' Trainer.
 
 The loss is the mean cross-entropy of the tokens of all answers of a step. Parts that don't learn stay as they
-are, bit for bit. What a killed run needs to go on lies in `training/`, where a finished stage writes its checkpoint.
+are, bit for bit. What a killed run needs to continue is in `training/`, where a finished stage writes its checkpoint.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class StageTrainer(Trainer):
             if not math.isfinite(logs["loss"]):
                 raise EvalError(
                     f"the loss is {logs['loss']} at step {self.state.global_step}: lower learning_rate, or take "
-                    f"float32, with --set and another --out. The checkpoints so far lie in {self.args.output_dir}."
+                    f"float32, with --set and another --out. The checkpoints so far are in {self.args.output_dir}."
                 )
             seconds = max(1e-9, time.monotonic() - self._since)
             logs["answers"] = answers / max(1.0, predicted)
@@ -196,12 +196,12 @@ def train_stage(
 ) -> dict[str, Tensor]:
     """Train a model; its parameters at the end, on the CPU, in the first process (empty in the others).
 
-    The given model is used up. A run that was killed goes on from its last complete checkpoint in `folder/training`.
-    Raises `DataError` that names file and row, `UsageError` where batch sizes don't fit the devices.
+    The given model is used up. A run that was killed resumes from its last complete checkpoint in `folder/training`.
+    Raises `DataError` that names file and row, `UsageError` if batch sizes don't fit the devices.
     """
     on_gpu = find_device(device) == "cuda"
     if stage.optimizer == "adamw_8bit" and not on_gpu:
-        raise UsageError(f"stage {stage.name}: optimizer adamw_8bit runs on GPUs alone: take adamw on a CPU")
+        raise UsageError(f"stage {stage.name}: optimizer adamw_8bit runs only on GPUs: take adamw on a CPU")
     config = replace(model.config, template=TemplateConfig(stage.template, model.config.template.image_first))
     rows = open_rows(stage, data, patches=config.vision.grid[0] if stage.patch_classes else 0)
     examples = Conversations(rows, config, tokenizer, stage.max_length)
@@ -301,7 +301,7 @@ def precision_of(stage: Stage, on_gpu: bool) -> str:
 
 @contextlib.contextmanager
 def _tracker_folder(folder: Path, report_to: tuple[Tracker, ...]) -> Any:
-    """TensorBoard's files lie beside the log, not in `training/`, which a finished stage deletes."""
+    """TensorBoard's files are beside the log, not in `training/`, which a finished stage deletes."""
     name = "TENSORBOARD_LOGGING_DIR"
     if "tensorboard" not in report_to or name in os.environ:
         yield
@@ -331,7 +331,7 @@ def _note_begun(folder: Path, stage: Stage, sharded: bool) -> None:
 
 
 def _check_begun(folder: Path, stage: Stage, sharded: bool) -> None:
-    """A resumed run goes on with its optimizer and schedule: with other settings it would be neither run.
+    """A resumed run keeps its optimizer and schedule: with other settings it would be neither run.
 
     The number of processes may be another one; whether they share the parameters may not: the files differ.
     """
@@ -339,10 +339,10 @@ def _check_begun(folder: Path, stage: Stage, sharded: bool) -> None:
     begun = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if begun.get("sharded", sharded) != sharded:
         how = (
-            "sharded: go on with `torchrun --nproc_per_node N -m vlmamba_eval.model_adapters.vlmamba.train.cli`, N "
+            "sharded: continue with `torchrun --nproc_per_node N -m vlmamba_eval.model_adapters.vlmamba.train.cli`, N "
             "being any number, 1 as well, and shard: true"
             if begun["sharded"]
-            else "without shards: go on without a launcher, or with shard: false"
+            else "without shards: continue without a launcher, or with shard: false"
         )
         raise UsageError(f"{folder} was begun {how}; or name another --out.")
     changed = [

@@ -156,7 +156,7 @@ def test_missing_images_are_named_before_any_training_with_file_row_and_number(t
 @pytest.mark.parametrize("name", ["../outside.png", "/outside.png", "a/../../outside.png"])
 def test_an_image_outside_the_folder_is_refused(tmp_path: Path, name: str):
     path = with_images(tmp_path, [name])
-    with pytest.raises(DataError, match=r"talk\.json, row 1: the image .*outside\.png' lies outside .*images"):
+    with pytest.raises(DataError, match=r"talk\.json, row 1: the image .*outside\.png' is outside .*images"):
         JsonRows(path, tmp_path / "images")
 
 
@@ -180,7 +180,7 @@ def test_a_data_sets_own_folder_may_be_a_link_and_nothing_below_it_leads_elsewhe
     (tmp_path / "images/coco").symlink_to(tmp_path / "elsewhere")
     rows = JsonRows(path, tmp_path / "images")
     assert rows[1][0]["image"].size == (4, 4)
-    with pytest.raises(DataError, match=r"row 2: the image 'coco/train2017/2\.png' is a link that lies outside"):
+    with pytest.raises(DataError, match=r"row 2: the image 'coco/train2017/2\.png' is a link that is outside"):
         rows[2]
 
 

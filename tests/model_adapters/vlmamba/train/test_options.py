@@ -121,7 +121,7 @@ def test_a_package_that_is_missing_is_named_before_anything_begins(
 
 def test_one_byte_moments_are_refused_on_a_cpu(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(check, "find_spec", lambda name: object())
-    with pytest.raises(UsageError, match="optimizer adamw_8bit runs on GPUs alone: take adamw on a CPU"):
+    with pytest.raises(UsageError, match="optimizer adamw_8bit runs only on GPUs: take adamw on a CPU"):
         train(tmp_path, data, {"optimizer": "adamw_8bit"})
 
 

@@ -107,7 +107,7 @@ def test_a_sharded_run_goes_on_with_another_number_of_processes(tmp_path: Path, 
     train(recipe, tmp_path / "alone", data)
     in_processes(2, stop, 5, recipe, tmp_path / "several", data)
     assert (last_complete(tmp_path / "several/one/training") or Path()).name == "checkpoint-4"
-    with pytest.raises(UsageError, match="was begun sharded: go on with `torchrun --nproc_per_node N"):
+    with pytest.raises(UsageError, match="was begun sharded: continue with `torchrun --nproc_per_node N"):
         train(recipe, tmp_path / "several", data)
     in_processes(3, train, recipe, tmp_path / "several", data)
     losses = [

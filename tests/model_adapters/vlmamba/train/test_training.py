@@ -144,7 +144,7 @@ def test_errors_of_the_command_say_what_to_do(tmp_path: Path, data: Path):
     with pytest.raises(UsageError, match="batch_size 5 is no multiple of micro_batch_size 2"):
         run_recipe(load_recipe(str(recipe)), tmp_path / "out", data=data, device="cpu")
     recipe = write_recipe(tmp_path, [{"name": "one", **ALL}, {"name": "two", **ALL}])
-    with pytest.raises(UsageError, match=r"stage two goes on from .*one, which is not there"):
+    with pytest.raises(UsageError, match=r"stage two continues from .*one, which is not there"):
         run_recipe(load_recipe(str(recipe)), tmp_path / "out", data=data, only=("two",), device="cpu")
     with pytest.raises(UsageError, match="has no stage three, only one, two"):
         run_recipe(load_recipe(str(recipe)), tmp_path / "out", data=data, only=("three",), device="cpu")
