@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,9 +17,10 @@ from transformers import DynamicCache, GPTNeoXConfig, GPTNeoXForCausalLM, GPTNeo
 
 from vlmamba_eval.adapter import AdapterInfo
 from vlmamba_eval.model_adapters.mambavl.vision import Vision
+from vlmamba_eval.model_adapters.shared.memory import memory_errors
 from vlmamba_eval.model_adapters.shared.template import TemplateConfig, answer_text, render
 from vlmamba_eval.model_adapters.shared.vision_tower import TowerConfig
-from vlmamba_eval.types import Generation, ImageQuestions, Likelihood, OutOfMemory, Question, StopReason
+from vlmamba_eval.types import Generation, ImageQuestions, Likelihood, Question, StopReason
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -87,7 +87,7 @@ class PythiaVLAdapter:
         self, batch: Sequence[ImageQuestions], answer: Callable[[Question, str, Tensor, DynamicCache], Generation]
     ) -> list[list[Generation]]:
         results: list[list[Generation]] = []
-        with torch.inference_mode(), _memory_errors():
+        with torch.inference_mode(), memory_errors():
             for item in batch:
                 read: DynamicCache | None = None
                 answers = []
@@ -152,12 +152,3 @@ class PythiaVLAdapter:
         best = means.index(max(means))
         chosen = question.continuations[best]
         return Generation(chosen, prompt, likelihoods[best].n_tokens, "likelihood", tuple(likelihoods))
-
-
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    """Turn a lack of memory into the error that the harness answers with smaller batches."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemory(str(error) or "no memory left") from error

@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Protocol
@@ -24,9 +24,10 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import DynamicLayer
 
-from vlmamba_eval.types import Likelihood, OutOfMemory, StopReason
+from vlmamba_eval.types import Likelihood, StopReason
 
 from .fused import Fused
+from .memory import memory_errors
 from .packing import Rows, packed
 from .room import Room, as_rows, is_plain
 
@@ -395,23 +396,12 @@ class PrefixEngine:
                 going.append(place)
         return going
 
-    @contextmanager
-    def memory_errors(self) -> Iterator[None]:
-        """Turn what is raised when memory is short into the error that the harness answers with smaller batches."""
-        try:
-            yield
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            on_cpu = isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
-            if not on_cpu and not isinstance(error, torch.OutOfMemoryError):
-                raise
-            self.limits = self.limits.halved()
-            message = str(error) or "no memory left"
-        else:
-            return
-        # Raised here, so that no traceback holds on to the tensors that filled the memory.
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        raise OutOfMemory(message)
+    def memory_errors(self) -> AbstractContextManager[None]:
+        """After a lack of memory, micro-batches are half as large."""
+        return memory_errors(self._shrink)
+
+    def _shrink(self) -> None:
+        self.limits = self.limits.halved()
 
 
 # =============================================================================

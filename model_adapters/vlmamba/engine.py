@@ -13,7 +13,6 @@ With `sharing=False` every question is answered by itself, from the pixels on: t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -21,8 +20,9 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from vlmamba_eval.model_adapters.shared.memory import memory_errors
 from vlmamba_eval.model_adapters.shared.template import answer_text, render
-from vlmamba_eval.types import Generation, ImageQuestions, Likelihood, OutOfMemory, Question, StopReason
+from vlmamba_eval.types import Generation, ImageQuestions, Likelihood, Question, StopReason
 
 from .config import LanguageModelConfig, TemplateConfig, TokenizerConfig
 from .decoder import Decoder
@@ -142,7 +142,7 @@ class Engine:
 
     def generate(self, batch: Sequence[ImageQuestions]) -> list[list[Generation]]:
         """Answer every question greedily, in order."""
-        with torch.inference_mode(), self._memory_errors():
+        with torch.inference_mode(), memory_errors(self._shrink):
             rows = self._rows(batch)
             if self.sharing:
                 self._decode_all(rows, self._read_images(batch))
@@ -153,7 +153,7 @@ class Engine:
 
     def rank(self, batch: Sequence[ImageQuestions]) -> list[list[Generation]]:
         """Score every continuation of every question, in order; the best mean log-probability a token is the text."""
-        with torch.inference_mode(), self._memory_errors():
+        with torch.inference_mode(), memory_errors(self._shrink):
             rows = self._rows(batch)
             for row in rows:
                 if not row.question.continuations:
@@ -165,18 +165,10 @@ class Engine:
                     self._rank_plainly(row, batch[row.group].image)
         return self._in_order(batch, rows)
 
-    @contextmanager
-    def _memory_errors(self) -> Iterator[None]:
-        """Turn what is raised when memory is short into the error that the harness answers with smaller batches."""
-        try:
-            yield
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            on_cpu = isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
-            if not on_cpu and not isinstance(error, torch.OutOfMemoryError):
-                raise
-            self._decoder = None  # its memory, and the rows that were under way in it
-            self.limits = self.limits.halved()
-            raise OutOfMemory(str(error) or "no memory left") from error
+    def _shrink(self) -> None:
+        """After a lack of memory: let go of the decoder and the rows in it, and halve the limits."""
+        self._decoder = None
+        self.limits = self.limits.halved()
 
     # =========================================================================
     # Texts
