@@ -1,5 +1,6 @@
 # `make demo` and `make test` make the environment themselves. PYTHON chooses the interpreter (3.10 to 3.13).
 PYTHON ?= python3
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -24,8 +25,9 @@ demo: $(VENV)/.installed
 	$(BIN)/vlmamba-eval --model vlmamba-tiny --tasks gqa,pope,mme --data samples --out demo
 	$(BIN)/vlmamba-eval view demo/runs --out demo/report.html --no-open
 
+# JOBS tests at a time; each takes one core.
 test: $(VENV)/.tested
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .
