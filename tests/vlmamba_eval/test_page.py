@@ -20,6 +20,8 @@ from vlmamba_eval.baselines import choose
 from vlmamba_eval.cli import cli
 from vlmamba_eval.report import html
 from vlmamba_eval.report.cost import cost
+from vlmamba_eval.report.questions import Answers, _alike, natural
+from vlmamba_eval.report.thumbnails import THUMBNAIL
 from vlmamba_eval.report.unreadable import commonest
 from vlmamba_eval.report.view import write_page
 from vlmamba_eval.store import read_verdicts
@@ -69,7 +71,7 @@ def hostile(i: int, sample: Any) -> str:
 def test_every_question_is_there_with_its_verdict(tmp_path: Path) -> None:
     folder = answered(tmp_path, "ours", lambda i, sample: other(sample) if i == 2 else gold(sample))
     task = data_of(page(tmp_path, folder))["tasks"][0]
-    rows = sorted(read_verdicts(folder), key=lambda row: html.natural(row["id"]))
+    rows = sorted(read_verdicts(folder), key=lambda row: natural(row["id"]))
     assert task["id"] == [row["id"] for row in rows]
     run = task["answers"][0]
     assert [task["strings"][i] for i in run["raw"]] == [row["answer"] for row in rows]
@@ -136,13 +138,19 @@ def test_no_number_of_the_samples_stands_beside_a_published_one(tmp_path: Path) 
     assert "SAMPLES" in content
 
 
+def test_an_interval_that_few_images_carry_is_marked_as_in_the_tables(tmp_path: Path) -> None:
+    content = page(tmp_path, answered(tmp_path, "ours", lambda i, sample: gold(sample)))
+    assert re.search(r"<small>\[[\d., ]+\]‡</small>", content)
+    assert "‡ few images carry it" in content
+
+
 def test_pictures_are_small_and_one_of_each(tmp_path: Path) -> None:
     pictures = pictures_of(page(tmp_path, answered(tmp_path, "ours")))
     keys = {sample.image.key for sample in samples("pope").samples if sample.image}
     assert len(pictures) == len(keys)
     for text in pictures:
         with Image.open(io.BytesIO(base64.b64decode(text))) as image:
-            assert max(image.size) <= html.THUMBNAIL
+            assert max(image.size) <= THUMBNAIL
 
 
 def test_pictures_can_be_links_or_left_out(tmp_path: Path) -> None:
@@ -180,7 +188,7 @@ def test_without_the_annotations_the_page_has_the_rest(tmp_path: Path) -> None:
 
 def test_runs_that_were_asked_otherwise_are_not_joined(tmp_path: Path) -> None:
     rows = [{"id": "1", "question": text, "image": None} for text in ("What?", "What else?")]
-    lists = html._alike([(i, html.Answers([row])) for i, row in enumerate(rows)])
+    lists = _alike([(i, Answers([row])) for i, row in enumerate(rows)])
     assert [[place for place, _ in members] for members in lists] == [[0], [1]]
 
 

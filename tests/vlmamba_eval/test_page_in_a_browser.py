@@ -15,7 +15,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.answered import answered, gold, other, samples
-from vlmamba_eval.report.html import natural
+from vlmamba_eval.report.questions import natural
 from vlmamba_eval.report.view import write_page
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed: pip install selenium")

@@ -9,34 +9,26 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
-import json
 import math
-import os
-import re
 import urllib.parse
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from vlmamba_eval import __version__
 from vlmamba_eval.baselines import Published
 from vlmamba_eval.compare import Comparison, Pair
-from vlmamba_eval.images import open_image
 from vlmamba_eval.report import comparison as words
 from vlmamba_eval.report import cost as costs
-from vlmamba_eval.report import text
+from vlmamba_eval.report import tables, text, thumbnails
 from vlmamba_eval.report.comparison import interval, p_value, signed
 from vlmamba_eval.report.plots import breakdown
-from vlmamba_eval.report.tables import RunScores, rows_of_models, spoken
-from vlmamba_eval.report.unreadable import commonest, golds
-from vlmamba_eval.types import MEANING, DataError, ImageRef, Mark, Score
+from vlmamba_eval.report.questions import Answers, interesting, questions
+from vlmamba_eval.report.tables import RunScores, in_order, rows_of_models, spoken
+from vlmamba_eval.report.unreadable import commonest
+from vlmamba_eval.types import MEANING, ImageRef, Mark, Score
 
-Pictures = Literal["embed", "link", "none"]
-THUMBNAIL = 256  # pixels of the longer side
 PAGE_BYTES = 29_000_000  # of a whole page; pictures that do not fit any more are left out
 COLOURS = 8
 
@@ -61,14 +53,6 @@ class Row:
         return self.place % COLOURS
 
 
-@dataclass(frozen=True)
-class Answers:
-    """What the page shows of one run's single questions: its verdicts, and the prompts that were really sent."""
-
-    verdicts: Sequence[Mapping[str, Any]]
-    sent: Mapping[str, str] = field(default_factory=dict)
-
-
 # =============================================================================
 # The page
 # =============================================================================
@@ -82,7 +66,7 @@ def page(
     compared: Comparison | None = None,
     unpaired: str = "",
     images: Mapping[str, ImageRef] | None = None,
-    pictures: Pictures = "embed",
+    pictures: thumbnails.Choice = "embed",
     folder: Path | None = None,
     telemetry: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     command: str = "",
@@ -96,8 +80,14 @@ def page(
     from markupsafe import Markup
 
     models = _models(runs)
-    data, keys = _questions(models, answers)
-    shown, note = _pictures(keys, images or {}, pictures, folder, PAGE_BYTES - len(data), _interesting(data))
+    tasks = _tasks(models)
+    lists = []
+    for task in tasks:
+        asked = [(run, model.place) for model in models if (run := model.runs.get(task)) and run.source in answers]
+        lists.append((task, _titled(_run(models, task)), [(place, answers[run.source]) for run, place in asked]))
+    data, keys = questions(lists, [model.name for model in models])
+    room = PAGE_BYTES - len(data)
+    shown, note = thumbnails.pictures(keys, images or {}, pictures, folder, room, interesting(data))
     here = Path(__file__).with_name("page")
     css, js = (here.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     links = "" if pictures != "link" else " file: 'self'"
@@ -111,7 +101,6 @@ def page(
         undefined=jinja2.StrictUndefined,
         loader=jinja2.FileSystemLoader(here, encoding="utf-8"),
     )
-    tasks = _tasks(models)
     return environment.get_template("page.html.j2").render(
         title=_title(models, tasks),
         version=__version__,
@@ -141,12 +130,6 @@ def _hash(content: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
 
 
-def as_json(value: Any) -> str:
-    """JSON that can be put into a script element of type application/json: no `<`, so that nothing can end it."""
-    plain = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return plain.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
 def _models(runs: Sequence[RunScores]) -> list[Row]:
     rows = []
     for place, (name, found) in enumerate(rows_of_models(runs).items()):
@@ -157,9 +140,13 @@ def _models(runs: Sequence[RunScores]) -> list[Row]:
 
 def _tasks(models: Sequence[Row]) -> list[str]:
     """The tasks in the order of the leaderboard."""
-    from vlmamba_eval.report.tables import in_order
-
     return in_order({task for model in models for task in model.runs})
+
+
+def _each(models: Sequence[Row]) -> Iterator[tuple[Row, RunScores]]:
+    """Every run with its model, task by task."""
+    for task in _tasks(models):
+        yield from ((model, model.runs[task]) for model in models if task in model.runs)
 
 
 def _run(models: Sequence[Row], task: str) -> RunScores:
@@ -191,12 +178,6 @@ def _value(score: Score | None) -> str:
     if score is None:
         return ""
     return f"{score.value:,.0f}" if score.plain and score.value is not None else one_decimal(score.value)
-
-
-def _interval(score: Score | None) -> str:
-    if score is None or score.ci_low is None or score.ci_high is None:
-        return ""
-    return f"[{one_decimal(score.ci_low)}, {one_decimal(score.ci_high)}]"
 
 
 def _quoted(baselines: Sequence[Published], run: RunScores) -> list[Published]:
@@ -231,7 +212,7 @@ def _board(models: Sequence[Row], baselines: Sequence[Published]) -> dict[str, A
             cells.append(
                 {
                     "value": _value(score) if score else "-" if run else "",
-                    "interval": _interval(score),
+                    "interval": tables.interval(score),
                     "marks": marks,
                     "best": bool(run) and best[task] is not None and _number(run) == best[task],
                 }
@@ -415,7 +396,7 @@ def _task(name: str, models: Sequence[Row]) -> dict[str, Any]:
                 "split": key[0],
                 "category": key[1],
                 "metric": spoken(key[2]),
-                "cells": [{"value": _value(score), "interval": _interval(score)} for score in scores],
+                "cells": [{"value": _value(score), "interval": tables.interval(score)} for score in scores],
                 "n": f"{some.n:,}",
                 "images": f"{some.n_images:,}",
             }
@@ -476,7 +457,7 @@ def _bars(
                 "run": model,
                 "width": round(100 * max(0.0, min(1.0, (score.value or 0) / top)), 2),
                 "text": one_decimal(score.value),
-                "between": _interval(score),
+                "between": tables.interval(score),
             }
             for model, score in zip(models, scores, strict=True)
             if score
@@ -493,19 +474,13 @@ def _bars(
 
 def _readability(models: Sequence[Row]) -> list[dict[str, Any]]:
     rows = []
-    for task in _tasks(models):
-        for model in models:
-            run = model.runs.get(task)
-            if not run:
-                continue
-            scores = run.scores
-            whole = next((s for s in scores.scores if s.n == scores.n), None)
-            unparsed = max((s.n_unparsed for s in scores.scores), default=0)
-            cut = max((s.n_truncated for s in scores.scores), default=0)
-            unparsed, cut = (whole.n_unparsed, whole.n_truncated) if whole else (unparsed, cut)
-            counts = (unparsed, cut, scores.n_missing, scores.n_error)
-            cells = [f"{scores.n:,}", *(_share(count, scores.n) for count in counts)]
-            rows.append({"task": _titled(run), "run": model, "cells": cells})
+    for model, run in _each(models):
+        scores = run.scores
+        whole = [s for s in scores.scores if s.n == scores.n][:1] or scores.scores
+        unparsed, cut = (max((getattr(s, count) for s in whole), default=0) for count in ("n_unparsed", "n_truncated"))
+        counts = (unparsed, cut, scores.n_missing, scores.n_error)
+        cells = [f"{scores.n:,}", *(_share(count, scores.n) for count in counts)]
+        rows.append({"task": _titled(run), "run": model, "cells": cells})
     return rows
 
 
@@ -515,29 +490,25 @@ def _share(count: int, n: int) -> str:
 
 def _unreadable(models: Sequence[Row], answers: Mapping[str, Answers]) -> list[dict[str, Any]]:
     blocks = []
-    for task in _tasks(models):
-        for model in models:
-            run = model.runs.get(task)
-            if run is None or run.source not in answers:
-                continue
-            rows, total, right = commonest(answers[run.source].verdicts)
-            if not rows:
-                continue
-            shown = [
-                {
-                    "count": f"{row.count:,}",
-                    "answer": text.one_line(row.answer)[:300] or "(empty)",
-                    "gold": text.one_line(row.gold)[:200],
-                    "reading": text.one_line(row.reading) or "none",
-                    "right": f"{row.right:,}",
-                }
-                for row in rows
-            ]
-            summary = (
-                f"{total:,} of {run.scores.n:,} answers. Read in the way of the fourth column, {right:,} of them would "
-                "be right; the score stays that of the official parser."
-            )
-            blocks.append({"task": _titled(run), "run": model, "rows": shown, "summary": summary})
+    for model, run in _each(models):
+        rows, total, right = commonest(answers[run.source].verdicts) if run.source in answers else ((), 0, 0)
+        if not rows:
+            continue
+        shown = [
+            {
+                "count": f"{row.count:,}",
+                "answer": text.one_line(row.answer)[:300] or "(empty)",
+                "gold": text.one_line(row.gold)[:200],
+                "reading": text.one_line(row.reading) or "none",
+                "right": f"{row.right:,}",
+            }
+            for row in rows
+        ]
+        summary = (
+            f"{total:,} of {run.scores.n:,} answers. Read in the way of the fourth column, {right:,} of them would "
+            "be right; the score stays that of the official parser."
+        )
+        blocks.append({"task": _titled(run), "run": model, "rows": shown, "summary": summary})
     return blocks
 
 
@@ -591,7 +562,7 @@ def _scatter(title: str, points: Sequence[tuple[Row, float, float]]) -> dict[str
                 "run": model,
                 "x": x(s),
                 "y": y(value),
-                "anchor": "start" if x(s) < 180 else "end" if x(s) > 340 else "middle",
+                "anchor": _anchor(x(s)),
             }
             for model, s, value in points
         ],
@@ -607,21 +578,16 @@ def _provenance(models: Sequence[Row], telemetry: Mapping[str, Sequence[Mapping[
     import msgspec
 
     items = []
-    for task in _tasks(models):
-        for model in models:
-            run = model.runs.get(task)
-            if run is None:
-                continue
-            flat = _flat(msgspec.to_builtins(run.manifest))
-            facts = [("run", run.source), ("key", run.manifest.key), *flat]
-            events = telemetry.get(run.source, ())
-            command = next((event["command"] for event in reversed(events) if event.get("command")), "")
-            for name in ("version", "machine", "python", "answers"):
-                value = next((event[name] for event in reversed(events) if event.get(name)), None)
-                if value is not None:
-                    facts.append((f"written with {name}" if name != "answers" else "answer file", str(value)))
-            facts = [(name, text.one_line(value)) for name, value in facts]
-            items.append({"task": _titled(run), "run": model, "facts": facts, "command": text.printable(str(command))})
+    for model, run in _each(models):
+        facts = [("run", run.source), ("key", run.manifest.key), *_flat(msgspec.to_builtins(run.manifest))]
+        events = telemetry.get(run.source, ())
+        last = {name: value for event in events for name, value in event.items() if value}
+        for name in ("version", "machine", "python", "answers"):
+            if name in last:
+                facts.append(("answer file" if name == "answers" else f"written with {name}", str(last[name])))
+        facts = [(name, text.one_line(value)) for name, value in facts]
+        command = text.printable(str(last.get("command", "")))
+        items.append({"task": _titled(run), "run": model, "facts": facts, "command": command})
     return items
 
 
@@ -635,204 +601,3 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
             shown = ", ".join(map(str, inner)) if isinstance(inner, (list, tuple)) else str(inner)
             found.append((prefix + name, shown))
     return found
-
-
-# =============================================================================
-# Single questions
-# =============================================================================
-
-
-def _questions(models: Sequence[Row], answers: Mapping[str, Answers]) -> tuple[str, list[str]]:
-    """The page's data as JSON, and the keys of the pictures in the order of their numbers.
-
-    Columns instead of rows, and every text once: 8,910 questions of two runs take about a megabyte.
-    """
-    pictures: dict[str, int] = {}
-    tasks = []
-    for name in _tasks(models):
-        asked = [
-            (m.place, answers[m.runs[name].source]) for m in models if name in m.runs and m.runs[name].source in answers
-        ]
-        for number, alike in enumerate(_alike(asked)):
-            title = _titled(_run(models, name)) + (f" (list {number + 1})" if number else "")
-            tasks.append(_columns(name + (f" {number + 1}" if number else ""), title, alike, pictures))
-    return as_json({"runs": [model.name for model in models], "tasks": tasks}), list(pictures)
-
-
-def _alike(runs: Sequence[tuple[int, Answers]]) -> list[list[tuple[int, Answers]]]:
-    """Runs that can be shown side by side: the same id is the same question."""
-    lists: list[tuple[dict[str, str], list[tuple[int, Answers]]]] = []
-    for place, own in runs:
-        prompts = {row["id"]: row["question"] for row in own.verdicts}
-        for known, members in lists:
-            if all(known.get(key, prompt) == prompt for key, prompt in prompts.items()):
-                known |= prompts
-                members.append((place, own))
-                break
-        else:
-            lists.append((prompts, [(place, own)]))
-    return [members for _, members in lists]
-
-
-def natural(name: str) -> list[tuple[int, int, str]]:
-    """A key that sorts `popular/9` before `popular/10`."""
-    parts = re.split(r"(\d+)", name)
-    return [(1, int(part), "") if part.isdecimal() and part.isascii() else (0, 0, part) for part in parts]
-
-
-def _counted(answers: Sequence[str]) -> str:
-    """Gold answers, one per line, equal ones once with their number (VQA has ten people's)."""
-    counts = Counter(answers)
-    return "\n".join(answer if n == 1 else f"{answer} × {n}" for answer, n in counts.items())
-
-
-class _Strings:
-    """Every text once, by number; -1 for none."""
-
-    def __init__(self) -> None:
-        self._places: dict[str, int] = {}
-
-    def __call__(self, value: str | None) -> int:
-        return -1 if value is None else self._places.setdefault(value, len(self._places))
-
-    def all(self) -> list[str]:
-        return list(self._places)
-
-
-def _columns(name: str, title: str, runs: Sequence[tuple[int, Answers]], pictures: dict[str, int]) -> dict[str, Any]:
-    first: dict[str, Mapping[str, Any]] = {}
-    for _, own in runs:
-        for row in own.verdicts:
-            first.setdefault(row["id"], row)
-    first = {key: first[key] for key in sorted(first, key=natural)}
-    strings = _Strings()
-    groups: dict[str, int] = {}
-    members = [[groups.setdefault(group, len(groups)) for group in row["groups"]] for row in first.values()]
-    columns: dict[str, Any] = {
-        "name": name,
-        "title": title,
-        "groups": list(groups),
-        "who": [place for place, _ in runs],
-        "id": list(first),
-        "prompt": [strings(row["question"]) for row in first.values()],
-        "gold": [strings(_counted(golds(row)) or None) for row in first.values()],
-        "image": [
-            -2 if row["image"] is None else pictures.setdefault(row["image"], len(pictures)) for row in first.values()
-        ],
-        "members": members,
-        "answers": [],
-    }
-    for _, own in runs:
-        by_id = {row["id"]: row for row in own.verdicts}
-        rows = [by_id.get(key) for key in first]
-        columns["answers"].append(
-            {
-                "signs": "".join(map(_sign, rows)),
-                "cut": "".join("1" if row and row["truncated"] else "0" for row in rows),
-                "credit": [None if row is None or row["credit"] is None else round(row["credit"], 4) for row in rows],
-                "raw": [strings(row["answer"] if row else None) for row in rows],
-                "parsed": [strings(row["parsed"] if row else None) for row in rows],
-                "error": [strings(row.get("error") if row else None) for row in rows],
-                "sent": [strings(_template(own.sent.get(row["id"]), row["question"])) if row else -1 for row in rows],
-            }
-        )
-    columns["strings"] = strings.all()
-    return columns
-
-
-def _sign(row: Mapping[str, Any] | None) -> str:
-    """One letter for what became of an answer: right, partly, wrong, unreadable, no answer, not asked."""
-    if row is None:
-        return "-"
-    if row["state"] != "ok":
-        return "n"
-    if row["credit"] is None:
-        return "-"
-    if row["credit"] >= 1:
-        return "r"
-    return "u" if row["valid"] is False else "p" if row["credit"] > 0 else "w"
-
-
-def _template(sent: str | None, question: str) -> str | None:
-    """The prompt that was sent, its question replaced by a mark, so that equal templates are one text."""
-    return None if not sent else sent.replace("\0", " ").replace(question, "\0", 1) if question in sent else sent
-
-
-def _interesting(data: str) -> list[int]:
-    """The numbers of the pictures, those first on which runs differ or are wrong."""
-    wanted: dict[int, int] = {}
-    for task in json.loads(data)["tasks"]:
-        for i, image in enumerate(task["image"]):
-            if image >= 0:
-                signs = {run["signs"][i] for run in task["answers"]}
-                rank = 0 if len(signs - {"-"}) > 1 else 1 if signs - {"r", "-"} else 2
-                wanted[image] = min(rank, wanted.get(image, 2))
-    return sorted(wanted, key=lambda image: (wanted[image], image))
-
-
-# =============================================================================
-# Pictures
-# =============================================================================
-
-
-def _pictures(
-    keys: Sequence[str],
-    images: Mapping[str, ImageRef],
-    choice: Pictures,
-    folder: Path | None,
-    room: int,
-    order: Sequence[int],
-) -> tuple[str, str]:
-    """The pictures as JSON, by number (null: not there), and a sentence about them."""
-    if not keys:
-        return "[]", "These questions have no pictures."
-    shown: list[str | None] = [None] * len(keys)
-    if choice == "none":
-        return as_json([]), "Pictures were left out of this page (--images none)."
-    if choice == "link":
-        for number in order:
-            ref = images.get(keys[number])
-            if ref and ref.path and not ref.member:
-                shown[number] = _link(Path(ref.path), folder)
-        there = sum(item is not None for item in shown)
-        return as_json(
-            shown
-        ), f"{there:,} of {len(keys):,} pictures are read from where the benchmark is on this machine."
-    used = 0
-    with ThreadPoolExecutor(2, thread_name_prefix="thumbnail") as pool:
-        refs = [images.get(keys[number]) for number in order]
-        for number, small in zip(order, pool.map(_thumbnail, refs), strict=True):
-            if small is not None and used + len(small) + 4 <= room:
-                shown[number] = small
-                used += len(small) + 4
-    there = sum(item is not None for item in shown)
-    if there == len(keys):
-        return as_json(shown), f"{there:,} pictures, at most {THUMBNAIL} pixels a side, are part of this page."
-    missing = (
-        "the others would make it larger than 30 MB: --images link reads them from the disk"
-        if there
-        else "where the benchmark is was not found: give its folder with --data"
-    )
-    return as_json(shown), f"{there:,} of {len(keys):,} pictures are part of this page; {missing}."
-
-
-def _thumbnail(ref: ImageRef | None) -> str | None:
-    """A small JPEG as base64; None if the picture can't be read, which its question's verdict says anyway."""
-    if ref is None:
-        return None
-    try:
-        image = open_image(ref)
-    except DataError:
-        return None
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=72, optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-def _link(path: Path, folder: Path | None) -> str:
-    """A file's address as seen from the page."""
-    resolved = path.resolve()
-    if folder is None:
-        return resolved.as_uri()
-    return urllib.parse.quote(os.fsencode(Path(os.path.relpath(resolved, folder.resolve())).as_posix()))

@@ -10,7 +10,9 @@ from vlmamba_eval.compare import Comparison, Opener, Side, compare
 from vlmamba_eval.files import write_atomic
 from vlmamba_eval.report import html
 from vlmamba_eval.report.cost import read_telemetry
+from vlmamba_eval.report.questions import Answers
 from vlmamba_eval.report.tables import RunScores, load_runs, rows_of_models
+from vlmamba_eval.report.thumbnails import Choice
 from vlmamba_eval.store import read_answers, read_verdicts
 from vlmamba_eval.types import DataError, ImageRef, UsageError
 
@@ -20,7 +22,7 @@ def write_page(
     path: Path,
     *,
     baselines: Sequence[Published] = (),
-    pictures: html.Pictures = "embed",
+    pictures: Choice = "embed",
     data: str | None = None,
     command: str = "",
 ) -> Path:
@@ -35,7 +37,7 @@ def page_of(
     place: Path,
     *,
     baselines: Sequence[Published] = (),
-    pictures: html.Pictures = "embed",
+    pictures: Choice = "embed",
     data: str | None = None,
     command: str = "",
 ) -> str:
@@ -50,7 +52,7 @@ def page_of(
     for run in runs:
         folder = places[run.source]
         sent = {key: answer.generation.prompt for key, answer in read_answers(folder).items() if answer.generation}
-        answers[run.source] = html.Answers(list(read_verdicts(folder)), sent)
+        answers[run.source] = Answers(list(read_verdicts(folder)), sent)
         telemetry[run.source] = read_telemetry(folder)
     opener = Opener(data)
     compared, why = _compared(runs, places, opener)
@@ -90,7 +92,7 @@ def _compared(runs: Sequence[RunScores], places: dict[str, Path], opener: Opener
 
 
 def _images(
-    runs: Sequence[RunScores], places: dict[str, Path], opener: Opener, answers: dict[str, html.Answers]
+    runs: Sequence[RunScores], places: dict[str, Path], opener: Opener, answers: dict[str, Answers]
 ) -> dict[str, ImageRef]:
     """The pictures that the verdicts name, by the name that they have there; the data may have moved since."""
     images: dict[str, ImageRef] = {}
