@@ -30,7 +30,7 @@ from vlmamba_eval.model_adapters.shared.prefix_adapter import (
     drawn_image,
 )
 from vlmamba_eval.model_adapters.shared.prefix_engine import Prefix, PrefixEngine
-from vlmamba_eval.model_adapters.shared.pretrained import decode_greedily, end_tokens, load_model
+from vlmamba_eval.model_adapters.shared.pretrained import decode_greedily, end_tokens, load_model, output_head
 from vlmamba_eval.types import ModelError, UsageError
 
 from . import Options
@@ -65,10 +65,8 @@ def adapter_of(
     eos = end_tokens(model, tokenizer)
     pad = next((token for token in (tokenizer.pad_token_id, *eos) if token is not None), 0)
     decode_greedily(model, eos, pad)
-    head = model.get_output_embeddings()
-    rows = head.weight.shape[0] if head is not None else model.config.get_text_config().vocab_size
     # Rows of the head that no token has can't be said.
-    vocabulary = min(rows, max(tokenizer.get_vocab().values()) + 1)
+    vocabulary = min(output_head(model).weight.shape[0], max(tokenizer.get_vocab().values()) + 1)
     engine = PrefixEngine(model, eos=eos, vocabulary=vocabulary, pad=pad)
     dtype = str(model.dtype).removeprefix("torch.")
     shared = check_sharing(engine, talk, name, wanted=sharing)

@@ -40,7 +40,7 @@ def check_architecture(checkpoint: HubCheckpoint) -> None:
 def load_processor(checkpoint: HubCheckpoint) -> Any:
     """The processor, with Pillow behind it. Raises `ModelError` that names what is missing."""
     import transformers
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES  # pyright: ignore[reportPrivateImportUsage]
 
     kind = checkpoint.config["model_type"]
     name = _stated_class(checkpoint) or PROCESSOR_MAPPING_NAMES.get(kind)

@@ -29,6 +29,7 @@ from vlmamba_eval.types import Likelihood, StopReason
 from .fused import Fused
 from .memory import memory_errors
 from .packing import Rows, packed
+from .pretrained import output_head
 from .room import Room, as_rows, is_plain
 
 # What no question may see: keys of padding.
@@ -146,7 +147,7 @@ class PrefixEngine:
         self.limits = limits or LIMITS["cuda" if self.device.type == "cuda" else "cpu"]
         self.images_encoded = 0
         self._text_config = model.config.get_text_config(decoder=True)
-        self._head = model.get_output_embeddings()
+        self._head = output_head(model)
         self.kernels = Fused(model, self.device)
         """What computes the shared forwards' elementwise parts; whole prompts go through transformers' own."""
         parameters = inspect.signature(model.forward).parameters

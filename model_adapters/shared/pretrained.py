@@ -41,6 +41,16 @@ def load_model(auto: Any, checkpoint: HubCheckpoint, device: torch.device, dtype
     return model
 
 
+def output_head(model: Any) -> Any:
+    """The layer that makes logits: the model's own, or its language model's (Nemotron-H Omni names none itself)."""
+    head = model.get_output_embeddings()
+    if head is None and hasattr(model, "language_model"):
+        head = model.language_model.get_output_embeddings()
+    if head is None:
+        raise ModelError(f"{type(model).__name__} of transformers has no output layer that could be found")
+    return head
+
+
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     """The tokens that end an answer: the checkpoint's own list and the tokenizer's end mark."""
     stated = getattr(model.generation_config, "eos_token_id", None)

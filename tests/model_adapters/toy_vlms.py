@@ -18,6 +18,8 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from vlmamba_eval.model_adapters.shared.pretrained import output_head
+
 WORDS = [
     "A chat between a curious user and an artificial intelligence assistant.",
     "The assistant gives helpful, detailed, and polite answers to the user's questions.",
@@ -90,8 +92,7 @@ def _sharpen(model: Any) -> Any:
         for name, parameter in model.named_parameters():
             if parameter.ndim >= 2:
                 parameter.normal_(0, 0.6 / parameter[0].numel() ** 0.5 * (4 if "embed_tokens" in name else 2))
-        head = model.get_output_embeddings()
-        head.weight.mul_(3)
+        output_head(model).weight.mul_(3)
     return model.float().eval()
 
 
@@ -303,3 +304,51 @@ def idefics3(folder: Path) -> Path:
         image_processor, tokenizer, image_seq_len=4, chat_template=CHATML.replace("IMAGE_MARK", "<image>")
     )
     return _save(folder, transformers.Idefics3ForConditionalGeneration(config), processor)
+
+
+def nemotron_h_omni() -> tuple[Any, Any]:
+    """Nemotron-H Omni, model and processor: RADIO, then Mamba-2 with attention between.
+
+    Not a folder: transformers has its image processor for torchvision alone. Here Pillow makes the same inputs.
+    """
+    from transformers.models.nemotron_h_omni.processing_nemotron_h_omni import NemotronH_Omni_Reasoning_V3Processor
+
+    marks = ["<img>", "</img>", "<image>", "<video>", "<so_embedding>"]
+    tokenizer = gpt_like_tokenizer(marks)
+    config = transformers.NemotronH_Omni_Reasoning_V3_Config(
+        vision_config={
+            "model_type": "radio", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 7,
+            "image_size": 28, "max_img_size": 56, "num_cls_tokens": 1, "num_registers": 1,
+            "video_temporal_patch_size": 2,
+        },
+        text_config={
+            "model_type": "nemotron_h", "vocab_size": len(tokenizer) + 8, "hidden_size": 32, "intermediate_size": 48,
+            "layers_block_type": ["mamba", "mlp", "attention", "mamba", "mlp"], "num_attention_heads": 4,
+            "num_key_value_heads": 2, "head_dim": 8, "ssm_state_size": 8, "mamba_num_heads": 4, "mamba_head_dim": 16,
+            "n_groups": 1, "chunk_size": 8, "eos_token_id": tokenizer.eos_token_id,
+        },
+        vision_hidden_size=16,
+        projector_hidden_size=24,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        audio_token_id=tokenizer.convert_tokens_to_ids("<so_embedding>"),
+    )  # fmt: skip
+
+    class Patches:
+        """Pictures of 28 x 28 as 4 x 4 patches."""
+
+        downsample_ratio = 0.5
+
+        def __call__(self, images: list[Image.Image], **_: Any) -> dict[str, torch.Tensor]:
+            made = [torch.tensor(list(image.resize((28, 28)).tobytes())).view(4, 7, 4, 7, 3) / 255 for image in images]
+            rows = [each.permute(0, 2, 4, 1, 3).reshape(16, 147) for each in made]
+            return {"pixel_values": torch.cat(rows), "image_grid_hw": torch.tensor([[4, 4]] * len(images))}
+
+        def to_dict(self) -> dict[str, Any]:
+            return {"image_processor_type": "Patches"}
+
+    class Pictures(NemotronH_Omni_Reasoning_V3Processor):
+        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+            return None
+
+    processor = Pictures(Patches(), None, tokenizer, None, chat_template=CHATML.replace("IMAGE_MARK", "<image>\n"))
+    return _sharpen(transformers.NemotronH_Omni_Reasoning_V3(config)), processor
