@@ -22,6 +22,8 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 MAX_PIXELS = 64_000_000
 MAX_SIDE = 10_000
 MAX_IMAGE_BYTES = 64 * 2**20
+ENCODED = "vlmamba_eval.encoded"
+"""Where `Image.info` of an opened picture holds its file: (format, mode, bytes)."""
 
 
 def read_image(ref: ImageRef) -> bytes:
@@ -81,7 +83,7 @@ def open_image(ref: ImageRef) -> Image.Image:
     """Read and decode a picture to RGB.
 
     Only JPEG, PNG, WEBP, BMP and GIF (its first frame); a truncated file is an error, never a half-grey picture; the
-    decompression-bomb limit stays. Raises `DataError`.
+    decompression-bomb limit stays. `info[ENCODED]` keeps the file as it was. Raises `DataError`.
     """
     from PIL import Image
 
@@ -96,7 +98,9 @@ def open_image(ref: ImageRef) -> Image.Image:
                         f"{ref.where}: {width:,} x {height:,} pixels; at most {MAX_PIXELS:,} are decoded, "
                         f"and {MAX_SIDE:,} a side."
                     )
-                return image.convert("RGB")
+                decoded = image.convert("RGB")
+                decoded.info[ENCODED] = (image.format, image.mode, raw)
+                return decoded
     except DataError:
         raise
     except Image.UnidentifiedImageError:

@@ -43,8 +43,12 @@ class Options:
         int, Meta(ge=0, description="tokens that reasoning may take beyond the benchmark's limit, if it can't be off")
     ] = 0
     image_format: Annotated[
-        Literal["png", "jpeg"], Meta(description="png: every pixel as decoded; jpeg: quality 95, for slow lines")
-    ] = "png"
+        Literal["original", "png", "jpeg"],
+        Meta(
+            description="original: the file as it is if every server decodes it alike (JPEG and PNG in RGB or grey, up "
+            "to 4 MiB), else PNG; png: every pixel as decoded; jpeg: quality 95, for slow lines"
+        ),
+    ] = "original"
     concurrency: Annotated[
         int, Meta(ge=1, description="requests at a time; beyond 16, raise --batch-tokens as well")
     ] = 8

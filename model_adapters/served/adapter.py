@@ -15,6 +15,7 @@ from PIL import Image
 
 from vlmamba_eval.adapter import AdapterInfo, Deferred
 from vlmamba_eval.chat import Chat, Decoding, Reply, Request, Server
+from vlmamba_eval.images import ENCODED
 from vlmamba_eval.types import Failure, Generation, ImageQuestions, Question
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 JPEG_QUALITY = 95
 PNG_LEVEL = 1  # lossless at any level; this one is fast
+LARGEST_ORIGINAL = 4 * 2**20  # bytes; hosted servers refuse from 5 MB on
+_ORIENTATION = 0x0112  # in EXIF
 IMAGE_TOKENS = 64  # for the size of batches alone: at most some forty images, of about a megabyte each, are held
 
 
@@ -115,11 +118,28 @@ def messages(text: str, image: str | None, system: str = "") -> list[dict[str, A
     return [*turns, {"role": "user", "content": content}]
 
 
-def data_url(image: Image.Image, kind: str = "png") -> str:
-    """An RGB image as `data:image/...;base64,...`: PNG keeps every pixel, JPEG is smaller."""
-    buffer = io.BytesIO()
-    if kind == "png":
-        image.save(buffer, "PNG", compress_level=PNG_LEVEL)
-    else:
-        image.save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+def data_url(image: Image.Image, kind: str = "original") -> str:
+    """An RGB image as `data:image/...;base64,...`: its file, or encoded anew as PNG (every pixel) or JPEG (smaller)."""
+    found = _original(image) if kind == "original" else None
+    if found is None:
+        buffer = io.BytesIO()
+        if kind == "jpeg":
+            image.save(buffer, "JPEG", quality=JPEG_QUALITY)
+        else:
+            image.save(buffer, "PNG", compress_level=PNG_LEVEL)
+        found = ("jpeg" if kind == "jpeg" else "png", buffer.getvalue())
+    name, raw = found
+    return f"data:image/{name};base64,{base64.b64encode(raw).decode('ascii')}"
+
+
+def _original(image: Image.Image) -> tuple[str, bytes] | None:
+    """(subtype, bytes) of the picture's file; None if it is too large, or if servers differ on what it shows.
+
+    They do on transparency and palettes, on colours for print, and on whether a camera's orientation is applied.
+    """
+    name, mode, raw = image.info.get(ENCODED, ("", "", b""))
+    if name not in ("JPEG", "PNG") or mode not in ("RGB", "L") or len(raw) > LARGEST_ORIGINAL:
+        return None
+    if "transparency" in image.info or image.getexif().get(_ORIENTATION, 1) != 1:
+        return None
+    return name.lower(), raw

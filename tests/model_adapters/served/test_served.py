@@ -17,10 +17,11 @@ from PIL import Image
 from tests.contract import AdapterContract
 from tests.servers import ChatServer, answer, drop, free_port, status
 from vlmamba_eval.adapter import Adapter, Deferred, ReportsTelemetry
+from vlmamba_eval.images import open_image
 from vlmamba_eval.model_adapters.served import FAMILY, Options
 from vlmamba_eval.model_adapters.served.adapter import Served, data_url, load
 from vlmamba_eval.registry import parse_options
-from vlmamba_eval.types import Failure, Generation, ImageQuestions, ModelError, Question, UsageError
+from vlmamba_eval.types import Failure, Generation, ImageQuestions, ImageRef, ModelError, Question, UsageError
 
 SECRET = "sk-very-secret-0123456789"
 
@@ -153,12 +154,62 @@ def test_telemetry_is_an_ability_of_the_adapter() -> None:
 
 
 def test_a_picture_as_jpeg_is_smaller_and_says_what_it_is() -> None:
-    smooth = Image.linear_gradient("L").convert("RGB")
+    smooth = Image.linear_gradient("L").convert("RGB")  # from no file
     png, jpeg = data_url(smooth), data_url(smooth, "jpeg")
     assert png.startswith("data:image/png;base64,iVBOR")
     assert jpeg.startswith("data:image/jpeg;base64,/9j/")
     noisy = noise(0, (300, 300))
     assert len(data_url(noisy, "jpeg")) < len(data_url(noisy)) / 1.3
+
+
+def saved(folder: Path, image: Image.Image, name: str, **settings: Any) -> Image.Image:
+    """The picture as the harness opens it from a file."""
+    image.save(folder / name, **settings)
+    return open_image(ImageRef(name, name, path=str(folder / name), folder=str(folder)))
+
+
+@pytest.mark.parametrize(("name", "mode", "mime"), [("a.jpg", "RGB", "image/jpeg"), ("a.png", "L", "image/png")])
+def test_a_file_that_every_server_reads_is_sent_as_it_is(tmp_path: Path, name: str, mode: str, mime: str) -> None:
+    with ChatServer() as server:
+        adapter = served(server)
+        prepared = adapter.prepare(saved(tmp_path, noise(3, (40, 30)).convert(mode), name))
+        adapter.generate([ImageQuestions(prepared, (Question("What is it?", 7),))])
+    [part] = [part for part in server.asked[0].body["messages"][0]["content"] if part["type"] == "image_url"]
+    head, _, data = part["image_url"]["url"].partition(";base64,")
+    assert head == f"data:{mime}"
+    assert base64.b64decode(data) == (tmp_path / name).read_bytes()
+    assert adapter.info.settings["image_format"] == "original"
+
+
+def turned() -> dict[str, Any]:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return {"exif": exif}
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "settings"),
+    [
+        ("palette.png", "P", {}),
+        ("alpha.png", "RGBA", {}),
+        ("print.jpg", "CMYK", {}),
+        ("turned.jpg", "RGB", turned()),
+        ("see-through.png", "RGB", {"transparency": (1, 2, 3)}),
+        ("a.webp", "RGB", {}),
+        ("a.gif", "P", {}),
+        ("large.png", "RGB", {}),
+    ],
+)
+def test_a_file_that_servers_read_differently_is_sent_as_the_pixels_we_decode(
+    tmp_path: Path, name: str, mode: str, settings: dict[str, Any]
+) -> None:
+    size = (1300, 1300) if name == "large.png" else (30, 20)
+    opened = saved(tmp_path, noise(1, size).convert(mode), name, **settings)
+    head, _, data = data_url(opened).partition(";base64,")
+    assert head == "data:image/png"
+    sent = base64.b64decode(data)
+    assert sent != (tmp_path / name).read_bytes()
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(sent))), np.asarray(opened))
 
 
 def test_a_server_that_is_not_there_is_said_at_loading() -> None:
