@@ -286,7 +286,7 @@ def _evaluate(
     if workers or ray:
         from vlmamba_eval.workers import Recipe, answer_on_workers
 
-        recipe = Recipe(model, options, include, scoring, batch_tokens)  # type: ignore[arg-type] - click checks
+        recipe = Recipe(model, options, include, scoring)  # type: ignore[arg-type] - click checks
         info = adapter.info
         answering = partial(
             answer_on_workers,

@@ -5,6 +5,7 @@ It is what a run goes through, and what a worker on another machine runs on its 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any, Literal, cast, get_args
 from vlmamba_eval.adapter import Adapter, RanksContinuations
 from vlmamba_eval.deadline import within
 from vlmamba_eval.images import open_image
-from vlmamba_eval.plan import ImageJobs, batches
+from vlmamba_eval.plan import ImageJobs
 from vlmamba_eval.types import (
     DataError,
     Failure,
@@ -27,10 +28,11 @@ from vlmamba_eval.types import (
     UsageError,
 )
 
-AUTO_BATCH_TOKENS = {"cpu": 16_384, "cuda": 262_144, "server": 4_096}
+AUTO_BATCH_TOKENS = {"cpu": 16_384, "cuda": 65_536, "server": 4_096}
 """Token budget of one batch, by type of device. A server's answers cost money, and are on the disk after each batch."""
 
-PREPARE_THREADS = 4
+PREPARE_THREADS = min(16, max(4, os.cpu_count() or 1))
+"""Threads that read, decode and resize pictures; all three release the interpreter's lock."""
 IMAGE_SECONDS = 30.0  # for reading, decoding and preparing one picture; a usual one takes a hundredth of a second
 
 Ask = Callable[[Sequence[ImageQuestions]], Sequence[Sequence[Generation | Failure]]]
@@ -52,14 +54,13 @@ def batch_tokens_for(device: str) -> int:
 
 def generate(
     adapter: Adapter,
-    groups: Iterable[ImageJobs],
+    batches: Iterable[list[ImageJobs]],
     *,
     scoring: Scoring = "generate",
-    batch_tokens: int | None = None,
     seconds: float | None = None,
     note: Note = lambda message: None,
 ) -> Iterator[list[Answered]]:
-    """Answer all groups, batch by batch, in their order. Images are decoded ahead on threads.
+    """Answer all batches, in their order. Images are decoded ahead on threads.
 
     A question whose image can't be read, or that the adapter can't answer, gets a `Failure` of its own. So does one
     that the adapter takes longer than `seconds` for: a batch that takes longer is halved until it stands alone. Raises
@@ -70,10 +71,9 @@ def generate(
     def ask(batch: Sequence[ImageQuestions]) -> Sequence[Sequence[Generation | Failure]]:
         return within(seconds, verb, batch)
 
-    budget = batch_tokens or batch_tokens_for(adapter.info.device)
     with ThreadPoolExecutor(PREPARE_THREADS, thread_name_prefix="prepare") as pool:
         try:
-            for batch, prepared in _prepared(adapter, batches(groups, adapter.info.image_tokens, budget), pool):
+            for batch, prepared in _prepared(adapter, batches, pool):
                 yield _answer_batch(ask, batch, prepared, note)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -89,7 +89,7 @@ def _verb(adapter: Adapter, scoring: Scoring) -> Ask:
 
 
 def _prepared(
-    adapter: Adapter, all_batches: Iterator[list[ImageJobs]], pool: ThreadPoolExecutor
+    adapter: Adapter, all_batches: Iterable[list[ImageJobs]], pool: ThreadPoolExecutor
 ) -> Iterator[tuple[list[ImageJobs], list[Future[Any] | None]]]:
     """Each batch with its images under way; one batch is prepared ahead while another is answered."""
 

@@ -24,6 +24,7 @@ MAX_SIDE = 10_000
 MAX_IMAGE_BYTES = 64 * 2**20
 ENCODED = "vlmamba_eval.encoded"
 """Where `Image.info` of an opened picture holds its file: (format, mode, bytes)."""
+KEPT_BLOCKS = 64  # of Pillow's 16 MiB: fresh memory for each large picture costs as much time as decoding it
 
 
 def read_image(ref: ImageRef) -> bytes:
@@ -88,6 +89,8 @@ def open_image(ref: ImageRef) -> Image.Image:
     from PIL import Image
 
     raw = read_image(ref)
+    if Image.core.get_blocks_max() < KEPT_BLOCKS:
+        Image.core.set_blocks_max(KEPT_BLOCKS)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -98,7 +101,9 @@ def open_image(ref: ImageRef) -> Image.Image:
                         f"{ref.where}: {width:,} x {height:,} pixels; at most {MAX_PIXELS:,} are decoded, "
                         f"and {MAX_SIDE:,} a side."
                     )
-                decoded = image.convert("RGB")
+                image.load()
+                plain = image.mode == "RGB" and image.format == "JPEG"
+                decoded = image if plain else image.convert("RGB")
                 decoded.info[ENCODED] = (image.format, image.mode, raw)
                 return decoded
     except DataError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -53,14 +54,14 @@ def plan(wanted: Iterable[tuple[str, Sample, Question]]) -> list[ImageJobs]:
     return list(groups.values())
 
 
-def unanswered(groups: Iterable[ImageJobs], answered: Callable[[str, str], bool]) -> list[ImageJobs]:
-    """The same plan without what is answered: `answered(task, sample id)`. Order and first recipients stay.
+def unanswered(batch: Iterable[ImageJobs], answered: Callable[[str, str], bool]) -> list[ImageJobs]:
+    """A batch without what is answered: `answered(task, sample id)`. Order and first recipients stay.
 
-    The plan is made from all questions first, so that a run that was interrupted anywhere continues in the order of an
-    undisturbed one.
+    Plan and batches are made from all questions first, so that a run that was interrupted anywhere continues in the
+    order of an undisturbed one, and with its batches.
     """
     left: list[ImageJobs] = []
-    for group in groups:
+    for group in batch:
         jobs = []
         for job in group.jobs:
             recipients = [recipient for recipient in job.recipients if not answered(*recipient)]
@@ -71,14 +72,48 @@ def unanswered(groups: Iterable[ImageJobs], answered: Callable[[str, str], bool]
     return left
 
 
-def share(groups: Sequence[ImageJobs], image_tokens: int, number: int, of: int) -> list[ImageJobs]:
-    """The part of a plan that machine `number` (from 1) of `of` answers: whole images, of about equal size in all.
+EACH = 8
+"""Batches per worker or share, at least: one more or less is then an eighth of its work."""
+
+
+def share(batches: Sequence[list[ImageJobs]], image_tokens: int, number: int, of: int) -> list[list[ImageJobs]]:
+    """The batches that machine `number` (from 1) of `of` answers: of about equal size in all, in their order.
 
     Together the shares are the plan, whatever machine makes them.
     """
-    sizes = [estimated_tokens(group, image_tokens) for group in groups]
-    by_size = sorted(range(len(groups)), key=lambda i: (-sizes[i], i))
-    return [groups[i] for i in sorted(by_size[number - 1 :: of])]
+    if of == 1:
+        return list(batches)
+    batches = finer(batches, image_tokens, EACH * of)
+    sizes = [size_of(batch, image_tokens) for batch in batches]
+    loads = [(0, part) for part in range(of)]
+    mine: list[int] = []
+    for place in sorted(range(len(batches)), key=lambda i: (-sizes[i], i)):  # each to the one with the least
+        load, part = loads[0]
+        heapq.heapreplace(loads, (load + sizes[place], part))
+        if part == number - 1:
+            mine.append(place)
+    return [batches[place] for place in sorted(mine)]
+
+
+def finer(batches: Sequence[list[ImageJobs]], image_tokens: int, wanted: int) -> list[list[ImageJobs]]:
+    """At least `wanted` batches, if there are as many images: the largest are halved until then, the others stay.
+
+    With 16 bits the answers to close questions depend on what else is in a batch. Batches that stay whole give the same
+    bytes on any number of machines.
+    """
+    parts = [(-size_of(batch, image_tokens), (place,), batch) for place, batch in enumerate(batches) if len(batch) > 1]
+    done = [((place,), batch) for place, batch in enumerate(batches) if len(batch) == 1]
+    heapq.heapify(parts)
+    while parts and len(parts) + len(done) < wanted:
+        _, place, batch = heapq.heappop(parts)
+        middle = len(batch) // 2
+        for half, some in enumerate((batch[:middle], batch[middle:])):
+            if len(some) > 1:
+                heapq.heappush(parts, (-size_of(some, image_tokens), (*place, half), some))
+            else:
+                done.append(((*place, half), some))
+    done += [(place, batch) for _, place, batch in parts]
+    return [batch for _, batch in sorted(done, key=lambda item: item[0])]
 
 
 def batches(groups: Iterable[ImageJobs], image_tokens: int, budget: int) -> Iterator[list[ImageJobs]]:
@@ -100,6 +135,11 @@ def estimated_tokens(group: ImageJobs, image_tokens: int) -> int:
     """Tokens of one image and its questions: four characters a token, and 32 for template and answer."""
     text = sum(len(job.question.text) // 4 + 32 for job in group.jobs)
     return text + (image_tokens if group.image is not None else 0)
+
+
+def size_of(batch: Iterable[ImageJobs], image_tokens: int) -> int:
+    """Tokens of a batch, as estimated."""
+    return sum(estimated_tokens(group, image_tokens) for group in batch)
 
 
 def _equal_pictures(images: Iterable[ImageRef]) -> dict[str, str]:

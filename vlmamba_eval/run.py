@@ -18,9 +18,9 @@ from typing import Any
 from vlmamba_eval import __version__
 from vlmamba_eval.adapter import Adapter, AdapterInfo, Deferred, ReportsTelemetry
 from vlmamba_eval.dataset import Dataset
-from vlmamba_eval.generate import Answered, generate
+from vlmamba_eval.generate import Answered, batch_tokens_for, generate
 from vlmamba_eval.manifest import Decoding, Manifest, task_identity
-from vlmamba_eval.plan import ImageJobs, plan, share, unanswered
+from vlmamba_eval.plan import ImageJobs, batches, plan, share, unanswered
 from vlmamba_eval.score import score, verdict_rows
 from vlmamba_eval.store import SCORES, Run, read_scores
 from vlmamba_eval.task import Ranks, RanksItsOwnWay
@@ -37,8 +37,8 @@ class Outcome:
     complete: bool
 
 
-Answering = Callable[[Sequence[ImageJobs], Callable[[str], None]], Iterator[list[Answered]]]
-"""From groups of questions, and where to send notes, to batches of answers: here, or on other machines."""
+Answering = Callable[[Sequence[list[ImageJobs]], Callable[[str], None]], Iterator[list[Answered]]]
+"""From batches of questions, and where to send notes, to batches of answers: here, or on other machines."""
 
 
 def evaluate(
@@ -125,12 +125,16 @@ def _answer(
         name: stack.enter_context(Run(manifest.folder(out), manifest))
         for name, manifest in zip(names, manifests, strict=True)
     }
-    groups = plan(wanted)
+    info = adapter.info
+    cut = list(batches(plan(wanted), info.image_tokens, work.batch_tokens or batch_tokens_for(info.device)))
     if work.part is not None:
-        groups = share(groups, adapter.info.image_tokens, *work.part)
-    todo = unanswered(groups, lambda name, sample_id: runs[name].state(sample_id) == "ok")
-    left, planned = (sum(len(job.recipients) for group in some for job in group.jobs) for some in (todo, groups))
-    progress.start(sum(group.image is not None for group in todo), left, planned - left)
+        cut = share(cut, info.image_tokens, *work.part)
+    left = (unanswered(batch, lambda name, sample_id: runs[name].state(sample_id) == "ok") for batch in cut)
+    todo = [batch for batch in left if batch]
+    asked, planned = (
+        sum(len(job.recipients) for batch in some for group in batch for job in group.jobs) for some in (todo, cut)
+    )
+    progress.start(sum(group.image is not None for batch in todo for group in batch), asked, planned - asked)
     if not todo:
         return list(runs.values())
     for dataset, run in zip(datasets, runs.values(), strict=True):
@@ -138,10 +142,7 @@ def _answer(
     used: dict[str, Any] = {}
     if work.answering is None:
         loaded = adapter.load() if isinstance(adapter, Deferred) else adapter
-        budget, seconds = work.batch_tokens, work.seconds
-        answered_here = generate(
-            loaded, todo, scoring=scoring, batch_tokens=budget, seconds=seconds, note=progress.note
-        )
+        answered_here = generate(loaded, todo, scoring=scoring, seconds=work.seconds, note=progress.note)
         _store(answered_here, runs, work)
         used = dict(loaded.telemetry()) if isinstance(loaded, ReportsTelemetry) else {}
     else:

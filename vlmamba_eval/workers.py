@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlmamba_eval.generate import Answered, batch_tokens_for, generate
-from vlmamba_eval.plan import ImageJobs, batches, estimated_tokens
+from vlmamba_eval.generate import Answered, generate
+from vlmamba_eval.plan import EACH, ImageJobs, finer, size_of
 from vlmamba_eval.types import EvalError, Scoring, UsageError
 
 IN_HAND = 2  # batches per worker: while one is answered, the next one's way is over
@@ -30,7 +30,6 @@ class Recipe:
     options: Mapping[str, Any] = field(default_factory=dict)
     include: tuple[Path, ...] = ()
     scoring: Scoring = "generate"
-    batch_tokens: int | None = None
 
 
 class Worker:
@@ -47,13 +46,7 @@ class Worker:
     def answer(self, groups: list[ImageJobs]) -> tuple[list[Answered], list[str]]:
         """Each group's outcomes, and what should be told."""
         notes: list[str] = []
-        found = generate(
-            self.adapter,
-            groups,
-            scoring=self.recipe.scoring,
-            batch_tokens=self.recipe.batch_tokens,
-            note=notes.append,
-        )
+        found = generate(self.adapter, [groups], scoring=self.recipe.scoring, note=notes.append)
         return [answered for batch in found for answered in batch], notes
 
 
@@ -67,7 +60,7 @@ class _Unit:
 
 def answer_on_workers(
     recipe: Recipe,
-    groups: Sequence[ImageJobs],
+    batches: Sequence[list[ImageJobs]],
     note: Callable[[str], None],
     *,
     device: str,
@@ -75,7 +68,7 @@ def answer_on_workers(
     workers: int | None = None,
     address: str | None = None,
 ) -> Iterator[list[Answered]]:
-    """Answer groups of questions on `workers` processes of this machine, or of the Ray cluster at `address`.
+    """Answer batches of questions on `workers` processes of this machine, or of the Ray cluster at `address`.
 
     `device` is the model's, of which each worker takes one if it is a GPU. Without a number there are as many workers
     as GPUs (or, on CPUs, as two cores each). Batches come as they are done; the order of answers on the disk does not
@@ -102,9 +95,9 @@ def answer_on_workers(
         actor = ray.remote(
             num_gpus=1 if on_gpus else 0, num_cpus=0, max_restarts=0, runtime_env={"env_vars": environment}
         )(Worker)
-        budget = recipe.batch_tokens or batch_tokens_for(device)
-        by_size = sorted(groups, key=lambda group: -estimated_tokens(group, image_tokens))
-        todo = deque(_Unit(batch) for batch in batches(by_size, image_tokens, budget))
+        if count > 1:
+            batches = finer(batches, image_tokens, EACH * count)
+        todo = deque(_Unit(batch) for batch in sorted(batches, key=lambda batch: -size_of(batch, image_tokens)))
         count = min(count, len(todo))
         note(f"{len(todo):,} batches on {count} {'worker' if count == 1 else 'workers'}.")
         yield from _hand_out(ray, [actor.remote(recipe) for _ in range(count)], actor, recipe, todo, note)

@@ -48,7 +48,7 @@ from vlmamba_eval.model_adapters.shared.device import choose
 from vlmamba_eval.model_adapters.shared.prefix_adapter import PrefixAdapter
 from vlmamba_eval.model_adapters.shared.prefix_engine import Asked
 from vlmamba_eval.model_adapters.shared.template import TemplateConfig
-from vlmamba_eval.plan import plan
+from vlmamba_eval.plan import batches, plan
 from vlmamba_eval.run import evaluate, question
 from vlmamba_eval.store import read_answers
 from vlmamba_eval.sums import Sums
@@ -280,7 +280,7 @@ def unstored(adapter: PrefixAdapter, profile: str, some: Sequence[Item]) -> Text
         for sample in dataset.samples
     ]
     found: Texts = {}
-    for batch in generate(adapter, plan(wanted), batch_tokens=BATCH_TOKENS):
+    for batch in generate(adapter, batches(plan(wanted), adapter.info.image_tokens, BATCH_TOKENS)):
         for answered in batch:
             for job, outcome in zip(answered.group.jobs, answered.outcomes, strict=True):
                 assert isinstance(outcome, Generation), outcome  # noqa: S101

@@ -45,7 +45,8 @@ def prepare(
     import torch
     from PIL import Image
 
-    image = image.convert("RGB")
+    if image.mode != "RGB":
+        image = image.convert("RGB")
     method = Image.Resampling[resample.upper()]
     excess = max(image.size) // (_LARGEST * size)
     if excess:
@@ -53,9 +54,11 @@ def prepare(
     width, height = image.size
     if config.fit == "pad" and width != height:
         side = max(width, height)
+        if height < width:  # as `resize` does first with the square: of its rows, those of one colour stay as they are
+            image = image.resize((size, height), resample=method)
         red, green, blue = (int(channel * 255) for channel in config.mean)
-        square = Image.new("RGB", (side, side), (red, green, blue))
-        square.paste(image, ((side - width) // 2, (side - height) // 2))
+        square = Image.new("RGB", (image.width if height < width else side, side), (red, green, blue))
+        square.paste(image, ((square.width - image.width) // 2, (side - height) // 2))
         image = square
     if config.fit == "crop":
         short, long = min(width, height), max(width, height)

@@ -1,10 +1,16 @@
-"""One evaluation as one process on one GPU, and as one share per GPU of this host: time, bytes, speed-up.
+"""One evaluation on one GPU, and as one share per GPU of this host: time, bytes, speed-up, a kill.
 
-    python -m tests.gpu.shares_on_gpus --out FILE.json [--model vlmamba-2.8b] [--images 500] [--device cuda]
+    python -m tests.gpu.shares_on_gpus --out FILE.json [--model vlmamba-2.8b] [--part 1.0] [--device cuda] [--large]
 
-Random weights, generated pictures of 640 x 480 on the disk, questions of POPE's number and length. Times are after
-loading, with reading, decoding and storing; `with loading` is the wall clock of the processes. The merged run's derived
-files must be those of one process, byte for byte.
+GQA, POPE and MME: questions and answers of real length about JPEG files on the disk, random weights. Pictures are of
+640 x 480; `--large` makes MME's of 4,000 x 3,000. Steps, each of which writes what it found:
+
+    engine    one process: the model alone on pixels in memory, nothing read, stored or scored
+    one       one process: the whole evaluation, with reading, decoding, storing and scoring
+    shares    a process per GPU, each with its share; merged, and compared byte for byte with `one`
+    killed    the same, the first share killed in the middle and begun again with the same command
+
+Times are after loading; `wall` is that of the processes, with loading. Without a GPU two processes share the CPU.
 """
 
 from __future__ import annotations
@@ -13,113 +19,333 @@ import argparse
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlmamba_eval.dataset import Dataset, load_dataset
+from vlmamba_eval.folder import Folder
+from vlmamba_eval.model_adapters.llava import bench as llava
+from vlmamba_eval.model_adapters.vlmamba.bench.full_suite import random_adapter
+from vlmamba_eval.model_adapters.vlmamba.bench.profiles import PROFILES, draw
+from vlmamba_eval.plan import batches, plan
+from vlmamba_eval.registry import registry
+from vlmamba_eval.store import read_answers
+from vlmamba_eval.sums import Sums
+from vlmamba_eval.task import Task, TaskInfo, accuracy_metrics
+from vlmamba_eval.types import ImageQuestions, Loaded, Metric, Progress, Sample, Verdict
+
+PROFILES_ASKED = ("gqa", "pope", "mme")
 DERIVED = ("answers.jsonl", "scores.json", "verdicts.jsonl", "DONE")
-WORDS = ("snowboard", "dining table", "traffic light", "person", "sports ball", "handbag", "clock", "truck", "bench")
+SIZES = {"gqa": (640, 480), "pope": (640, 480), "mme": (640, 480)}
+LARGE = SIZES | {"mme": (4000, 3000)}
+TEMPLATE = 5  # tokens of the template behind the image
+DRAWN = 24  # different pictures of a size; the others are copies under names of their own
 
 
-def write_questions(folder: Path, images: int, per_image: int = 18) -> Path:
-    """Pictures of noise in blocks, and yes/no questions about each."""
+class Timed(Task):
+    """Questions of a benchmark's lengths, in words of which each is a token, and answers of one token and the end."""
+
+    def __init__(self, profile: str) -> None:
+        self.info = TaskInfo(
+            name=f"timed_{profile}", title=profile, measures="time", split="drawn", questions=0, images=None,
+            headline="accuracy", max_new_tokens=2, paper="", scorer="", folders=(profile,),
+        )  # fmt: skip
+
+    def load(self, data: Folder) -> Loaded:
+        path = data.find("questions.jsonl", what="questions")
+        return Loaded(
+            [
+                Sample(
+                    row.identifier("id"),
+                    data.image(path.parent, row.text("image"), row.where),
+                    row.text("question"),
+                    row.text("answer"),
+                )
+                for row in data.jsonl(path)
+            ]
+        )
+
+    def prompt(self, sample: Sample) -> str:
+        return sample.question
+
+    def grade(self, sample: Sample, text: str) -> Verdict:
+        return Verdict(text, float(text == sample.target), valid=bool(text))
+
+    def metrics(self, sums: Sums) -> Iterator[Metric]:
+        yield from accuracy_metrics(sums)
+
+
+TASKS = tuple(Timed(profile) for profile in PROFILES_ASKED)
+
+
+# =============================================================================
+# The data
+# =============================================================================
+
+
+def write_data(root: Path, part: float, letter: str, sizes: dict[str, tuple[int, int]]) -> dict[str, int]:
+    """Each task's pictures and questions below `root`; how many in all. `letter` begins the model's words."""
+    found: Counter[str] = Counter()
+    for task in PROFILES_ASKED:
+        folder = root / task
+        folder.mkdir(parents=True)
+        pictures = _pictures(root, sizes[task])
+        rng = random.Random(task)
+        lines: list[dict[str, str]] = []
+        for number, about in enumerate(draw(task, max(2, round(part * (PROFILES[task].whole or 0))), 0)):
+            os.link(pictures[number % len(pictures)], folder / f"{task}-{number}.jpg")
+            texts = [_words(letter, asked.tokens - TEMPLATE, rng) for asked in about.questions[: about.distinct]]
+            for place in range(len(about.questions)):
+                line = {"id": f"{number}-{place}", "image": f"{task}-{number}.jpg", "answer": _words(letter, 1, rng)}
+                lines.append(line | {"question": texts[place % about.distinct]})
+            found["images"] += 1
+            found["questions"] += len(about.questions)
+        (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return dict(found)
+
+
+def _words(letter: str, number: int, rng: random.Random) -> str:
+    return " ".join(f"{letter}{rng.randrange(3, 400)}" for _ in range(max(1, number)))
+
+
+def _pictures(root: Path, size: tuple[int, int]) -> list[Path]:
+    """Smooth colours with noise: about as many bytes per pixel as photographs have."""
     import numpy as np
     from PIL import Image
 
-    folder.mkdir(parents=True)
-    rng = random.Random(0)
-    lines = []
-    for i in range(images):
-        noise = np.random.default_rng(i).integers(0, 256, (15, 20, 3), dtype=np.uint8)
-        Image.fromarray(noise).resize((640, 480), Image.Resampling.BILINEAR).save(folder / f"{i}.jpg", quality=90)
-        for q in range(per_image):
-            question = f"Is there a {WORDS[q % len(WORDS)]} number {q} in the image?"
-            lines.append({"question": question, "answer": rng.choice(("yes", "no")), "image": f"{i}.jpg"})
-    path = folder / "questions.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
+    def write(number: int) -> Path:
+        path = root / f"{size[0]}-{number}.jpg"
+        if not path.exists():
+            rng = np.random.default_rng(number)
+            colours = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize(size)
+            noise = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+            Image.blend(colours, noise, 0.08).save(path, quality=90)
+        return path
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(write, range(DRAWN)))
 
 
-def one_process(model: str, device: str, questions: Path, out: Path, part: tuple[int, int] | None) -> None:
-    """Load the model, answer all or a share, print the seconds after loading."""
-    from vlmamba_eval.dataset import load_dataset
-    from vlmamba_eval.registry import get_task, load
-    from vlmamba_eval.run import answer_share, evaluate
+# =============================================================================
+# One process
+# =============================================================================
 
-    task = get_task(f"file:{questions}")
-    dataset = load_dataset(task, task.data)
-    adapter: Any = load(model, {"device": device, "random_init": True})
+
+def load_model(name: str, device: str) -> Any:
+    """A model of this shape with random weights, and a tokenizer of numbered words."""
+    if name == "llava-1.5-7b":
+        return llava.random_adapter(llava.SHAPE, device, "auto")
+    return random_adapter(name, device, "auto", 0)
+
+
+@dataclass
+class Arguments:
+    """What a child process is told."""
+
+    model: str
+    device: str
+    data: Path
+    folder: Path
+    step: str
+
+
+class Told(Progress):
+    """Says how far it is, so that a kill can be in the middle."""
+
+    def __init__(self) -> None:
+        self.done = 0
+
+    def advance(self, images: int, answers: int, failed: int) -> None:
+        self.done += answers
+        print(json.dumps({"answered": self.done, "failed": failed}), flush=True)
+
+    def note(self, message: str) -> None:
+        print(message, file=sys.stderr, flush=True)
+
+
+def child(arguments: Arguments) -> None:
+    """Load the model; then answer, or answer a share, or run the engine alone; print the seconds."""
+    from vlmamba_eval.run import answer_share, evaluate, question
+
     began = time.perf_counter()
-    if part is None:
-        evaluate(adapter, [dataset], out)
+    adapter = load_model(arguments.model, arguments.device)
+    _synchronize(arguments.device)
+    loading = time.perf_counter() - began
+    datasets = [load_dataset(task, str(arguments.data), allow_partial=True) for task in TASKS]
+    warm_up(adapter, datasets)
+    began = time.perf_counter()
+    if arguments.step == "engine":
+        from vlmamba_eval.generate import batch_tokens_for
+        from vlmamba_eval.images import open_image
+
+        wanted = [(d.task.info.name, sample, question(d, sample, "generate")) for d in datasets for sample in d.samples]
+        pixels = adapter.prepare(open_image(datasets[0].samples[0].image))
+        cut = list(batches(plan(wanted), adapter.info.image_tokens, batch_tokens_for(adapter.info.device)))
+        began = time.perf_counter()
+        for batch in cut:
+            adapter.generate([ImageQuestions(pixels, tuple(job.question for job in group.jobs)) for group in batch])
+    elif arguments.step == "one":
+        evaluate(adapter, datasets, arguments.folder, progress=Told())
     else:
-        answer_share(adapter, [dataset], out / "shards" / f"{part[0]}-of-{part[1]}", *part)
-    print(json.dumps({"seconds": time.perf_counter() - began}), flush=True)
+        number, _, of = arguments.step.partition("/")
+        folder = arguments.folder / "shards" / f"{number}-of-{of}"
+        answer_share(adapter, datasets, folder, int(number), int(of), progress=Told())
+    _synchronize(arguments.device)
+    print(json.dumps({"seconds": time.perf_counter() - began, "loading": loading}), flush=True)
 
 
-def run(arguments: list[str], gpus: int, parts: int | None) -> tuple[list[float], float]:
-    """(seconds after loading of each process, wall clock of all)."""
-    began = time.perf_counter()
-    children = []
-    for number in range(parts or 1):
-        share = [] if parts is None else ["--part", f"{number + 1}/{parts}"]
-        environment = os.environ | ({"CUDA_VISIBLE_DEVICES": str(number % gpus)} if gpus else {})
-        command = [sys.executable, "-m", "tests.gpu.shares_on_gpus", *arguments, *share]
-        children.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
-    seconds = [json.loads(child.communicate()[0].strip().splitlines()[-1])["seconds"] for child in children]
-    return seconds, time.perf_counter() - began
+def warm_up(adapter: Any, datasets: Sequence[Dataset]) -> None:
+    """Kernels are compiled, and captured for the usual shapes, before the clock runs."""
+    from vlmamba_eval.generate import generate
+    from vlmamba_eval.run import question
+
+    for dataset in datasets:
+        ids = dict.fromkeys(sample.image.key for sample in dataset.samples if sample.image)
+        first = set(list(ids)[:40])
+        some = [sample for sample in dataset.samples if sample.image and sample.image.key in first]
+        groups = plan((dataset.task.info.name, sample, question(dataset, sample, "generate")) for sample in some)
+        for _ in generate(adapter, [groups]):
+            pass
 
 
-def measure(model: str, device: str, images: int, gpus: int) -> dict[str, Any]:
-    """One process, then a share per GPU, merged and compared."""
+def _synchronize(device: str) -> None:
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.synchronize()
+
+
+# =============================================================================
+# All processes
+# =============================================================================
+
+
+class Measured:
+    """What was found, on the disk after each step."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path, self.values, self.began = path, {}, time.perf_counter()
+
+    def add(self, name: str, value: Any) -> None:
+        self.values[name] = value
+        if self.path:
+            self.path.write_text(json.dumps(self.values, indent=1) + "\n")
+        print(f"[{time.perf_counter() - self.began:6.1f} s] {name}: {json.dumps(value)}", flush=True)
+
+
+def start(arguments: list[str], step: str, gpu: int | None) -> subprocess.Popen[str]:
+    environment = os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)})
+    command = [sys.executable, "-m", "tests.gpu.shares_on_gpus", *arguments, "--step", step]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def finished(process: subprocess.Popen[str]) -> dict[str, float]:
+    """The last line of a process that went well."""
+    said = process.communicate()[0].strip().splitlines()
+    if process.returncode:
+        raise RuntimeError(f"a process ended with {process.returncode}; it is told above why")
+    return json.loads(said[-1])
+
+
+def measure(model: str, device: str, part: float, large: bool, gpus: int, steps: Sequence[str], out: Measured) -> None:
+    """The steps of the module's text, each written when it is done."""
     from vlmamba_eval.merge import merge
 
+    registry().include(Path(__file__))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        questions = write_questions(folder / "data", images)
-        common = ["--model", model, "--device", device, "--questions", str(questions), "--folder"]
-        run([*common, str(folder / "warm")], gpus, None)  # kernels are compiled and kept
-        [alone], alone_wall = run([*common, str(folder / "one")], gpus, None)
+        letter = "w" if model == "llava-1.5-7b" else "t"
+        out.add("asked", {"model": model, **write_data(folder / "data", part, letter, LARGE if large else SIZES)})
+        common = ["--model", model, "--device", device, "--data", str(folder / "data"), "--folder"]
         parts = max(gpus, 2)
-        seconds, wall = run([*common, str(folder / "shared")], gpus, parts)
-        [merged] = merge([folder / "shared" / "shards"], folder / "merged")
-        whole = next((folder / "one").rglob("DONE")).parent
-        equal = {file: (whole / file).read_bytes() == (merged.folder / file).read_bytes() for file in DERIVED}
-        return {
-            "model": model, "images": images, "questions": images * 18, "processes": parts,
-            "one_s": alone, "one_with_loading_s": alone_wall, "shares_s": seconds, "shares_with_loading_s": wall,
-            "speed_up": alone / max(seconds), "speed_up_with_loading": alone_wall / wall, "equal_bytes": equal,
-        }  # fmt: skip
+        on = [number if gpus else None for number in range(parts)]
+
+        if "engine" in steps or "one" in steps:  # side by side, if there are GPUs for both
+            alone = [step for step in ("engine", "one") if step in steps]
+            children = []
+            for step, gpu in zip(alone, on, strict=False):
+                children.append(start([*common, str(folder / "one")], step, gpu))
+                if not gpus:
+                    children[-1].wait()
+            for step, process in zip(alone, children, strict=True):
+                out.add(step, finished(process))
+        if "shares" in steps:
+            began = time.perf_counter()
+            children = [start([*common, str(folder / "shares")], f"{i + 1}/{parts}", on[i]) for i in range(parts)]
+            each = [finished(process) for process in children]
+            out.add("shares", {"each": each, "wall": time.perf_counter() - began})
+            merged = merge([folder / "shares" / "shards"], folder / "merged")
+            out.add("shares, bytes", compared(folder / "one", [outcome.folder for outcome in merged]))
+            if "one" in out.values:
+                slowest = max(one["seconds"] for one in each)
+                out.add("speed-up after loading", out.values["one"]["seconds"] / slowest)
+        if "killed" in steps:
+            began = time.perf_counter()
+            arguments = [*common, str(folder / "killed")]
+            children = [start(arguments, f"{i + 1}/{parts}", on[i]) for i in range(parts)]
+            lost = kill_in_the_middle(children[0], out.values["asked"]["questions"] // (2 * parts))
+            children[0] = start(arguments, f"1/{parts}", on[0])
+            each = [finished(process) for process in children]
+            out.add("killed", {"after": lost, "each": each, "wall": time.perf_counter() - began})
+            merged = merge([folder / "killed" / "shards"], folder / "merged again")
+            out.add("killed, bytes", compared(folder / "one", [outcome.folder for outcome in merged]))
+
+
+def kill_in_the_middle(process: subprocess.Popen[str], answers: int) -> int:
+    """kill -9 once so many questions are answered; how many were."""
+    assert process.stdout
+    for line in process.stdout:
+        done = json.loads(line).get("answered", 0) if line.startswith("{") else 0
+        if done >= answers:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            return done
+    raise RuntimeError(f"the process ended before {answers} questions were answered")
+
+
+def compared(whole: Path, merged: Sequence[Path]) -> dict[str, Any]:
+    """Whether the derived files are equal, byte for byte, and how many answers differ."""
+    alone = {path.parent.parent.name: path.parent for path in whole.rglob("DONE")}
+    found: dict[str, Any] = {"equal": len(alone) == len(merged) == len(TASKS), "answers": 0, "different": 0}
+    for folder in merged:
+        other = alone[folder.parent.name]
+        found["equal"] &= all((folder / file).read_bytes() == (other / file).read_bytes() for file in DERIVED)
+        ours, theirs = read_answers(folder), read_answers(other)
+        found["answers"] += len(ours)
+        found["different"] += sum(theirs.get(key) != answer for key, answer in ours.items())
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--model", default="vlmamba-2.8b")
+    parser.add_argument("--model", default="vlmamba-2.8b", help="a preset of VL-Mamba, or llava-1.5-7b")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--images", type=int, default=500)
-    parser.add_argument("--questions", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--part", help=argparse.SUPPRESS)
+    parser.add_argument("--part", type=float, default=1.0, help="of each benchmark's images")
+    parser.add_argument("--large", action="store_true", help="MME's pictures of 4,000 x 3,000")
+    parser.add_argument("--steps", default="engine,one,shares,killed")
+    for hidden in ("--data", "--folder"):
+        parser.add_argument(hidden, type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--step", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.questions:
-        number, _, of = (given.part or "").partition("/")
-        part = (int(number), int(of)) if given.part else None
-        one_process(given.model, given.device, given.questions, given.folder, part)
+    if given.step:
+        child(Arguments(given.model, given.device, given.data, given.folder, given.step))
         return
     gpus = 0
     if given.device == "cuda":
         import torch
 
         gpus = torch.cuda.device_count()
-    found = measure(given.model, given.device, given.images, gpus)
-    text = json.dumps(found, indent=1)
-    if given.out:
-        given.out.write_text(text + "\n")
-    print(text)
+    measure(given.model, given.device, given.part, given.large, gpus, given.steps.split(","), Measured(given.out))
 
 
 if __name__ == "__main__":

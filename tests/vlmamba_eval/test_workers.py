@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.toys import ToyAdapter, ToyTask, reference, write_toy_data
 from vlmamba_eval.dataset import Dataset, load_dataset
 from vlmamba_eval.merge import merge
-from vlmamba_eval.plan import ImageJobs, Job, plan, share
+from vlmamba_eval.plan import ImageJobs, Job, batches, finer, plan, share, size_of
 from vlmamba_eval.run import Outcome, answer_share, evaluate
 from vlmamba_eval.types import Question, Sample, UsageError
 from vlmamba_eval.workers import Recipe, answer_on_workers
@@ -43,16 +43,39 @@ def derived(outcome: Outcome) -> dict[str, bytes]:
 
 @given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 9))
 def test_the_shares_are_the_plan_and_of_about_equal_size(sizes: list[int], of: int) -> None:
+    groups = asked_about(sizes)
+    cut = list(batches(groups, 10, 500))
+    shares = [share(cut, 10, number, of) for number in range(1, of + 1)]
+    keys = [group.image.key for part in shares for batch in part for group in batch if group.image]
+    assert sorted(keys) == sorted(f"{i}" for i in range(len(sizes)))
+    loads = [sum(size_of(batch, 10) for batch in part) for part in shares]
+    largest = max((size_of(batch, 10) for part in shares for batch in part), default=0)
+    assert max(loads) - min(loads) <= largest
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(1, 80))
+def test_batches_are_cut_no_finer_than_the_workers_need(sizes: list[int], wanted: int) -> None:
+    groups = asked_about(sizes)
+    cut = list(batches(groups, 10, 2_000))
+    parts = finer(cut, 10, wanted)
+    assert [group for batch in parts for group in batch] == groups
+    assert len(parts) == max(len(cut), min(wanted, len(groups)))
+
+
+def test_shares_of_a_long_list_keep_the_batches_of_one_process() -> None:
+    """So that 16-bit arithmetic, which rounds by what else is in a batch, gives the same bytes."""
+    cut = list(batches(asked_about([3] * 400), 10, 500))
+    shares = [share(cut, 10, number, 4) for number in range(1, 5)]
+    assert sorted(map(repr, (batch for part in shares for batch in part))) == sorted(map(repr, cut))
+
+
+def asked_about(sizes: list[int]) -> list[ImageJobs]:
+    """One picture for each number, with so many questions."""
     question = Question("Is it?", 4)
-    groups = [
+    return [
         ImageJobs(reference(f"{i}"), [Job(question, [("toy", f"{i}-{q}")]) for q in range(size)])
         for i, size in enumerate(sizes)
     ]
-    shares = [share(groups, 10, number, of) for number in range(1, of + 1)]
-    keys = [group.image.key for part in shares for group in part if group.image]
-    assert sorted(keys) == sorted(f"{i}" for i in range(len(sizes)))
-    counts = [len(part) for part in shares]
-    assert max(counts) - min(counts) <= 1
 
 
 def test_merged_shares_are_byte_for_byte_one_run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +159,7 @@ def test_ray_workers_that_are_killed_lose_nothing_and_change_no_byte(tmp_path: P
         "from vlmamba_eval.workers import Recipe, answer_on_workers\n"
         "include, data, out, n = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])\n"
         "registry().include(include)\n"
-        "recipe = Recipe('slow', include=(include,), batch_tokens=100)\n"
+        "recipe = Recipe('slow', include=(include,))\n"
         "ask = partial(answer_on_workers, recipe, device='cpu', image_tokens=10, workers=n) if n else None\n"
         "dataset = load_dataset(ToyTask(questions=240, images=60), data)\n"
         "evaluate(load('slow'), [dataset], out, answering=ask, batch_tokens=100)\n"
@@ -185,6 +208,6 @@ def test_ray_workers_that_are_killed_lose_nothing_and_change_no_byte(tmp_path: P
 
 def test_equal_plans_have_equal_shares_on_every_machine() -> None:
     samples = [Sample(f"{i}-{q}", reference(f"{i}"), "?", "a") for i in range(9) for q in range(i % 3 + 1)]
-    groups = plan([("toy", sample, Question(sample.id, 4)) for sample in samples])
-    ask = partial(share, groups, 10, 2, 4)
+    cut = list(batches(plan([("toy", sample, Question(sample.id, 4)) for sample in samples]), 10, 100))
+    ask = partial(share, cut, 10, 2, 4)
     assert ask() == ask()

@@ -77,6 +77,10 @@ class Results:
 
 
 def prepare(name: str, device: str, dtype: str, seed: int) -> Subject:
+    return of_adapter(random_adapter(name, device, dtype, seed), seed)
+
+
+def random_adapter(name: str, device: str, dtype: str, seed: int) -> VLMambaAdapter:
     """A preset's shape with random weights and the numbered words."""
     where, precision = choose(device, dtype)
     preset = PRESETS[name]
@@ -91,7 +95,7 @@ def prepare(name: str, device: str, dtype: str, seed: int) -> Subject:
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         torch.manual_seed(seed)
         strengthen(model.language_model)
-    return of_adapter(VLMambaAdapter(model, numbered_tokenizer(shape.vocab_size), weights=f"random:{seed}"), seed)
+    return VLMambaAdapter(model, numbered_tokenizer(shape.vocab_size), weights=f"random:{seed}")
 
 
 def workload(fraction: float, seed: int) -> list[AboutImage]:
