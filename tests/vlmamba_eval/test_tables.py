@@ -52,6 +52,15 @@ def test_measured_and_published_rows_cannot_be_confused() -> None:
     assert any("names no split" in note for note in table.notes)
 
 
+@pytest.mark.parametrize("model", ["llava-1.5-13b", "llava-hf/llava-1.5-13b-hf"])
+def test_a_model_with_published_numbers_of_its_own_is_told_from_them(model: str) -> None:
+    published = choose(DEFAULT)
+    [note] = [note for note in board([scores(model)], published).notes if "less the published" in note]
+    assert note.endswith("less the published LLaVA-1.5-13B: POPE -0.4.")
+    for other in (scores("ours"), scores(model, marks=("PARTIAL",)), scores(model, headline="mean_accuracy")):
+        assert not any("less the published" in note for note in board([other], published).notes)
+
+
 def test_every_mark_stands_in_every_table_and_is_explained() -> None:
     runs = [scores(marks=("SAMPLES", "UNTRAINED")), scores(task="gqa", marks=("SAMPLES", "UNTRAINED", "PARTIAL"))]
     table = board(runs, [])

@@ -191,6 +191,8 @@ def board(runs: Sequence[RunScores], baselines: Sequence[Published]) -> Board:
         )
         notes += [f"{mark}: {MEANING[mark]}." for mark in MEANING if any(mark in each for each in marks)]
         notes += [note for run in cells.values() for note in _doubts(run)]
+        if kind == "measured":
+            notes += _beside_published(cells, baselines)
     wanted = {
         task: (run.scores.title, run.scores.headline, run.headline.split if run.headline else run.scores.split)
         for task in tasks
@@ -218,6 +220,26 @@ def _doubts(run: RunScores) -> list[str]:
         for what, count in counts.items()
         if count > LOUD * run.scores.n
     ]
+
+
+def _beside_published(cells: Mapping[str, RunScores], baselines: Sequence[Published]) -> list[str]:
+    """How far a model is from the numbers that were published for itself, on whole lists of the same split."""
+    known = {(row.model, row.task, row.metric): row for row in baselines if row.category == "all"}
+    found: dict[str, list[str]] = {}
+    for task, run in cells.items():
+        head, name = run.headline, run.scores.model.rpartition("/")[2].removesuffix("-hf").lower()
+        row = known.get((name, task, run.scores.headline))
+        if (
+            row is None
+            or head is None
+            or head.value is None
+            or run.scores.marks
+            or row.split not in (head.split, "all")
+        ):
+            continue
+        found.setdefault(row.title, []).append(f"{run.scores.title} {head.value - row.value:+,.1f}")
+    model = text.markdown(next(iter(cells.values())).scores.model)
+    return [f"{model} less the published {title}: {', '.join(each)}." for title, each in found.items()]
 
 
 def _header(run: RunScores) -> str:

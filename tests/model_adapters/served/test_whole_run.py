@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import signal
 import subprocess
@@ -13,6 +14,9 @@ from typing import Any
 import pytest
 
 from tests.servers import Asked, ChatServer, answer, cut, drop, status
+from vlmamba_eval.dataset import load_dataset
+from vlmamba_eval.images import read_image
+from vlmamba_eval.registry import get_task
 from vlmamba_eval.store import ANSWERS, read_answers
 
 pytestmark = pytest.mark.slow
@@ -50,6 +54,25 @@ def start(server: ChatServer, out: Path) -> subprocess.Popen[str]:
     )
 
 
+def asked_for(asked: Asked) -> tuple[bytes, str]:
+    """(picture's file, text) of a request."""
+    [image] = [part for part in asked.body["messages"][-1]["content"] if part["type"] == "image_url"]
+    return base64.b64decode(image["image_url"]["url"].partition(",")[2]), asked.text
+
+
+def answered(out: Path) -> set[tuple[bytes, str]]:
+    """(picture's file, text) of every question that has its answer on the disk."""
+    found = set()
+    for path in out.rglob(ANSWERS):
+        samples = {sample.id: sample for sample in load_dataset(get_task(path.parent.parent.name), "samples").samples}
+        for key, one in read_answers(path.parent).items():
+            image = samples[key].image
+            assert image is not None
+            if one.generation is not None:
+                found.add((read_image(image), one.generation.prompt.removeprefix("<image>\n")))
+    return found
+
+
 def lines(out: Path) -> int:
     return sum(len(path.read_bytes().splitlines()) for path in out.rglob(ANSWERS))
 
@@ -64,9 +87,14 @@ def test_a_killed_run_against_a_failing_server_goes_on_and_no_file_holds_the_key
         said = [*first.communicate()]
         kept = lines(tmp_path)
         assert 60 <= kept < 452
+        safe, before = answered(tmp_path), len(server.asked)
         second = start(server, tmp_path)
         said += second.communicate()
     assert second.returncode == 0, said[-1]
+    again = {asked_for(asked) for asked in server.asked[before:]}
+    assert len(safe) > 30
+    assert not again & safe  # asked twice is at most what had no answer on the disk
+    assert again | safe >= {asked_for(asked) for asked in server.asked[:before]}  # and nothing is lost
     folders = {path.parent.parent.name: path.parent for path in tmp_path.rglob(ANSWERS)}
     answers = {name: read_answers(folder) for name, folder in folders.items()}
     assert {name: len(found) for name, found in answers.items()} == {"pope": 288, "mme": 164}
