@@ -1,4 +1,7 @@
-"""The command line's side of `prepare` and of data that is missing before a run: what is asked and printed."""
+"""The command line's side of `prepare` and of data that is missing before a run: what is asked and printed.
+
+What fetches and packs is imported when it is asked for: every run passes here.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vlmamba_eval.fetch.pack import pack as write_archive
-from vlmamba_eval.fetch.pack import verify as check
 from vlmamba_eval.fetch.plan import in_bytes, look
-from vlmamba_eval.fetch.progress import ConsoleProgress
 from vlmamba_eval.prepare import count_ready, describe, fetch, overview, settle
 from vlmamba_eval.types import UsageError
 
 if TYPE_CHECKING:
     from vlmamba_eval.dataset import Dataset
+    from vlmamba_eval.fetch.progress import ConsoleProgress
     from vlmamba_eval.task import Task
 
 
@@ -38,6 +39,8 @@ def prepare(
     if download:
         if data in ("hub", "samples"):
             raise UsageError(f"--download fills a folder; with --data {data} nothing is left to fetch.")
+        from vlmamba_eval.fetch.progress import ConsoleProgress
+
         progress = ConsoleProgress()
         try:
             needs = fetch(needs, data, ask=_ask(yes, progress), say=_say, mirror=mirror, whole=whole, progress=progress)
@@ -52,6 +55,8 @@ def prepare(
     right = all(need.ready for need in needs)
     if verify:
         there = [need.task for need in needs if need.dataset is not None]
+        from vlmamba_eval.fetch.pack import verify as check
+
         checked = check(there if not detailed else tasks, data, _counter("checked"))
         for problem in checked.problems:
             click.echo(problem)
@@ -59,6 +64,8 @@ def prepare(
         click.echo(f"verified: {noted}, {checked.decoded:,} more decoded, {len(checked.problems):,} wrong")
         right = right and not checked.problems
     if pack is not None:
+        from vlmamba_eval.fetch.pack import pack as write_archive
+
         packed = write_archive(tasks, data, pack, _counter("packed"))
         click.echo(
             f"{packed.path}: {packed.files:,} files, {in_bytes(packed.size)}. Elsewhere: --data {packed.path.name}"
@@ -68,7 +75,11 @@ def prepare(
 
 def settled(tasks: Sequence[Task], data: str, download: bool, **load: Any) -> list[Dataset]:
     """The data sets of a run: what is missing is fetched with `--download`, or if the user on a terminal agrees."""
-    progress = ConsoleProgress() if download or _on_terminal() else None
+    progress = None
+    if download or _on_terminal():
+        from vlmamba_eval.fetch.progress import ConsoleProgress
+
+        progress = ConsoleProgress()
     try:
         ask = _ask(download, progress) if progress is not None else None
         return settle(tasks, data, ask=ask, say=_say, progress=progress, **load)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from vlmamba_eval.archive import InArchive, data_root
 from vlmamba_eval.dataset import Dataset, load_dataset
-from vlmamba_eval.fetch.http import Http
 from vlmamba_eval.fetch.plan import Need, about, announce, batches, in_bytes, look
 from vlmamba_eval.hub import Hub
 from vlmamba_eval.sources import ByHand, File, Pictures, in_words
@@ -20,6 +19,7 @@ from vlmamba_eval.types import DataError, EvalError, UsageError
 
 if TYPE_CHECKING:
     from vlmamba_eval.fetch.download import Progress
+    from vlmamba_eval.fetch.http import Http
     from vlmamba_eval.rows import Row
     from vlmamba_eval.task import Task, TaskInfo
 
@@ -184,7 +184,10 @@ def fetch(
     announced = sum(need.size for need in needs)
     if not ask("\n".join(["To be fetched:", *plan])):
         return list(needs)
-    http = http or Http()
+    if http is None:
+        from vlmamba_eval.fetch.http import Http
+
+        http = Http()
     with Download(root, http, mirror, whole, progress) as download:
         wanted = [batch for batch in batches(needs) if isinstance(batch.source, File)]
         if wanted:

@@ -30,6 +30,19 @@ def test_a_first_answer_imports_no_library_that_it_does_not_need() -> None:
     assert done.stdout.strip()
 
 
+def test_a_run_whose_data_is_there_imports_nothing_that_fetches() -> None:
+    code = (
+        "import sys\n"
+        "for name in ('httpx', 'httpx2', 'filelock', 'torch', 'pandas'): sys.modules[name] = None\n"
+        "from vlmamba_eval.commands_data import settled\n"
+        "from vlmamba_eval.registry import get_task\n"
+        "print(len(settled([get_task('pope')], 'samples', False)[0].samples))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) > 0
+
+
 @pytest.mark.parametrize("tasks", [[], ["--tasks", "gqa,mme"]])
 def test_a_model_without_weights_is_told_at_once_what_there_is_instead(tasks: list[str]) -> None:
     code = "import sys; sys.modules['torch'] = None; from vlmamba_eval.cli import main; main()"
