@@ -14,6 +14,14 @@ VAL2014 = Pictures(
     size=164_000,
     zip_size=6_650_000_000,
 )
+TRAIN2014 = Pictures(
+    terms=TERMS,
+    url=f"{HOST}/zips/train2014.zip",
+    member="train2014/{name}",
+    each=f"{HOST}/train2014/{{name}}",
+    size=164_000,
+    zip_size=13_500_000_000,
+)
 TEST2015 = Pictures(
     terms=TERMS,
     url=f"{HOST}/zips/test2015.zip",

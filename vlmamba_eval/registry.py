@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 # In the order of the columns of VL-Mamba's Table 1, then what else is measured.
 OUR_TASKS = (
     "vqav2", "gqa", "scienceqa", "textvqa", "pope", "mme", "mmbench", "seed", "mmvet", "captions",
-    "vizwiz", "vsr", "cobra", "mambavl",
+    "vizwiz", "vsr", "refcoco", "cobra", "mambavl", "mmmamba",
 )  # fmt: skip
 OUR_FAMILIES = (
     "vlmamba", "mlmamba", "cobra", "mambavl", "pythiavl", "mmmamba", "zamba2vl", "llava", "hf", "served", "constant",

@@ -50,6 +50,12 @@ def golden_rows(golden: Callable[[str], list[dict[str, Any]]], kind: str) -> lis
         ("pope_mambavl", sample("Is there a TV here?"), f"{SHORT}\nIs there a tv here?\n"),
         ("textvqa_mambavl", sample("what brand", fields={"words": ("A", "B")}),
          f"{SHORT}\nOCR text:\nA B\nQuestion: What brand.\nAnswer: "),
+        ("vqav2_mambavl", sample(" is it a TV?"), f"{SHORT}\nQuestion: Is it a tv?\nAnswer: "),
+        ("gqa_mambavl", sample("Is it overcast"), f"{SHORT}\nQuestion: Is it overcast.\nAnswer: "),
+        ("gqa_mmmamba", sample("Is it overcast?"), f"Is it overcast? {SHORT}"),
+        ("mme_mmmamba", sample("Is it a dog?"), f"Is it a dog? Please answer yes or no.{SHORT}"),
+        ("refcoco", sample("navy shirt"),
+         'Please provide the bounding box coordinate of the region this sentence describes: "navy shirt"'),
     ],
 )  # fmt: skip
 def test_prompts_are_the_authors_to_the_byte(task: str, asked: Sample, expected: str) -> None:
@@ -66,8 +72,8 @@ def test_cobras_prompt_of_textvqa_is_what_its_code_makes_of_llavas_question_file
 
 def test_a_protocol_of_its_own_is_named_and_shares_no_column() -> None:
     for name, task in all_tasks().items():
-        own = name.endswith(("_cobra", "_mambavl")) or name == "vsr"
-        assert (task.info.protocol in ("cobra", "mambavl")) == own, name
+        own = name.endswith(("_cobra", "_mambavl", "_mmmamba")) or name.startswith(("vsr", "refcoco"))
+        assert (task.info.protocol in ("cobra", "mambavl", "mmmamba")) == own, name
     titles = [task.info.title for task in all_tasks().values()]
     assert len(set(titles)) == len(titles)
 
@@ -81,9 +87,13 @@ def test_published_numbers_stand_under_the_protocol_that_they_were_measured_with
     assert by_task == {
         "vqav2_cobra": 77.8, "gqa_cobra": 62.3, "vizwiz": 49.7, "textvqa_cobra": 58.2,
         "vsr (likelihood)": 58.4, "pope_cobra (likelihood)": 88.4,
+        "refcoco": 52.7, "refcoco+": 45.6, "refcocog": 48.9,
     }  # fmt: skip
     controlled = [row for row in published() if row.model.startswith("shaking-up")]
-    assert {row.task for row in controlled} & llavas == {"vqav2", "gqa", "coco_caption", "nocaps", "textcaps"}
+    assert {row.task for row in controlled} & llavas == {"coco_caption", "nocaps", "textcaps"}
+    mmmambas = {row.task for row in published() if row.model.startswith("mmmamba")}
+    assert {"gqa_mmmamba", "mme_mmmamba"} <= mmmambas
+    assert not mmmambas & {"gqa", "mme", "textvqa"}
 
 
 def test_every_published_number_of_another_split_says_so() -> None:
@@ -122,6 +132,43 @@ def test_vqav2_is_read_as_cobras_evaluation_reads_it(golden: Callable[[str], lis
 )
 def test_gqa_takes_all_punctuation_out(text: str, credit: float) -> None:
     assert get_task("gqa_cobra").grade(sample("?", "no"), text).credit == credit
+
+
+def test_gqa_of_mambavl_leaves_out_one_full_stop_and_no_case() -> None:
+    grade = get_task("gqa_mambavl").grade
+    assert [grade(sample("?", "no"), text).credit for text in ("No.", "no", "no..", "no, it is not.")] == [1, 1, 0, 0]
+
+
+def test_vqav2_of_mambavl_compares_with_gold_answers_as_they_are() -> None:
+    grade = get_task("vqav2_mambavl").grade
+    answers = ("2",) * 3 + ("two",) * 5 + ("A dog", "dog")
+    assert grade(sample("?", answers), "Two.").credit == 0.9  # "2" after normalisation: three annotators, not eight
+    assert grade(sample("?", answers), "a dog.").credit == 0.3  # "A dog" keeps its article and is another answer
+    assert grade(sample("?", ("yes",) * 10), "Yes").credit == 1
+
+
+@pytest.mark.parametrize("name", ["vqav2_mambavl", "gqa_mambavl"])
+def test_a_question_in_mambavls_spelling_is_found_again(name: str) -> None:
+    task = get_task(name)
+    spelt, other = (task.join_key(task.prompt(sample(text))) for text in ("is it a TV?", "Is it a tv?"))
+    assert spelt == other == "is it a tv?"
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [("Yes", "yes"), ("Well, yes!", "yes"), ("The answer is no.", "no"), ("yes or no", "other"), ("Eyes", "other"),
+     ("", "other")],
+)  # fmt: skip
+def test_mme_of_mmmamba_looks_for_the_word_anywhere(text: str, parsed: str) -> None:
+    verdict = get_task("mme_mmmamba").grade(sample("?", "Yes"), text)
+    assert (verdict.parsed, verdict.credit, verdict.valid) == (parsed, parsed == "yes", parsed != "other")
+
+
+def test_mme_of_mmmamba_sums_categories_as_mme_does(score: Callable[..., Any], samples_folder: Path) -> None:
+    task = get_task("mme_mmmamba")
+    loaded = task.load(Folder(samples_folder, task.info.folders))
+    values = score(task, loaded, {s.id: f"I say {s.target}" for s in loaded.samples})
+    assert values["perception", "all"] == 2000
 
 
 @pytest.mark.parametrize(
