@@ -58,8 +58,8 @@ class RefCoco(Task):
             folders=(name,),
             files=(self._refs,),
             sources=(
-                File(f"{name}/{self._refs}", f"{HOST}/{name}.zip", TERMS, member=self._refs),
-                File(f"{name}/instances.json", f"{HOST}/{name}.zip", TERMS, member="instances.json"),
+                File(f"{name}/{self._refs}", f"{HOST}/{name}.zip", TERMS, member=self._refs, size=5_000_000),
+                File(f"{name}/instances.json", f"{HOST}/{name}.zip", TERMS, member="instances.json", size=40_000_000),
                 TRAIN2014,
             ),
         )
