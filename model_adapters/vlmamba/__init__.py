@@ -65,29 +65,20 @@ def _check(model: str, options: Options) -> None:
 
 def no_weights(model: str) -> str:
     """What to do about a model that nobody has published: build it, time it, or take another Mamba that is public."""
-    public = [
-        (f"vlmamba-eval --model {name} --tasks ...", text)
-        for family in registry().families.values()
-        for name, text in family.models.items()
-        if family.name not in (FAMILY.name, "constant")
-    ]
-    ours = [
-        (f"vlmamba-eval assemble {model} --out DIR", "from published parts; the connector is fresh and untrained"),
-        ("vlmamba-train RECIPE --start DIR --data DIR --out DIR", "recipes: vlmamba-2.8b, vlmamba-1.4b, a file"),
-        (f"vlmamba-eval --model {model} --weights DIR --tasks ...", "your own checkpoint"),
-        (f"vlmamba-eval --model {model} --random-init --tasks ...", "random weights, for timing alone"),
-        (f"vlmamba-eval --model {_BUNDLED} --tasks gqa,mme --data samples", "the bundled model, on drawn scenes"),
-    ]
-    width = max(len(command) for command, _ in ours + public)
-
-    def lines(rows: list[tuple[str, str]]) -> str:
-        return "\n".join(f"  {command:<{width}}  {text}" for command, text in rows)
-
-    return (
-        f"{model} has no weights to load: no public VL-Mamba weights exist.\n"
-        f"What you can do:\n{lines(ours)}\n"
-        f"Public models that run here now:\n{lines(public)}"
-    )
+    others = [family for family in registry().families.values() if family.name not in (FAMILY.name, "constant")]
+    ours = {
+        f"assemble {model} --out DIR": "a checkpoint from published parts; the connector is fresh and untrained",
+        "vlmamba-train vlmamba-2.8b --start DIR --data DIR --out DIR": "train it; or vlmamba-1.4b, or a recipe file",
+        f"--model {model} --weights DIR --tasks gqa,pope,mme": "evaluate a checkpoint of your own",
+        f"--model {model} --random-init --tasks gqa,pope,mme": "random weights, for timing alone",
+        f"--model {_BUNDLED} --tasks gqa,pope,mme --data samples": "the bundled model, on drawn scenes",
+    }
+    lines = [f"{model} has no weights to load: no public VL-Mamba weights exist.", "What you can do:"]
+    for command, text in ours.items():
+        lines += [f"  {command if command.startswith('vlmamba-') else f'vlmamba-eval {command}'}", f"      {text}"]
+    lines.append("Public models that run here now, with weights and questions from the hub:")
+    lines += [f"  vlmamba-eval --model {name} --tasks gqa --data hub" for family in others for name in family.models]
+    return "\n".join(lines)
 
 
 FAMILY = Family(
