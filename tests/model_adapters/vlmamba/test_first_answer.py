@@ -58,3 +58,5 @@ def test_a_model_without_weights_is_told_at_once_what_there_is_instead(tasks: li
         "mambavl-2.8b",
     ):
         assert way in done.stderr
+    assert max(map(len, done.stderr.splitlines())) <= 80
+    assert "..." not in done.stderr  # every command can be run as it stands
