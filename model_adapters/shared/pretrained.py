@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import transformers
 from transformers import GenerationConfig
 
 from vlmamba_eval.types import ModelError
@@ -22,11 +23,18 @@ def load_model(auto: Any, checkpoint: HubCheckpoint, device: torch.device, dtype
         model, report = auto.from_pretrained(
             checkpoint.folder, dtype=dtype, output_loading_info=True, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, AttributeError, TypeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         reason = " ".join(str(error).split())
-        raise ModelError(f"{checkpoint.folder}: transformers cannot load it: {reason:.500}") from error
+        language = checkpoint.config.get("text_config", {}).get("model_type")
+        if language in ("mamba", "falcon_mamba"):
+            reason += (
+                f". LLaVA's class in transformers {transformers.__version__} takes no language model of the type "
+                f"{language}: what it calls embed_tokens is `embeddings` there. `vlmamba-eval list models` shows the "
+                "families on Mamba-1 that run here."
+            )
+        raise ModelError(f"{checkpoint.folder}: transformers cannot load it: {reason:.700}") from error
     for what in ("missing_keys", "mismatched_keys", "error_msgs"):
         if found := sorted(str(name) for name in report.get(what) or ()):
             shown = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")

@@ -68,6 +68,17 @@ def test_a_model_whose_pictures_need_torchvision_says_so_before_its_weights_are_
         load(f"hf:{tmp_path}", {"device": "cpu"})
 
 
+@pytest.mark.parametrize("language", ["mamba", "falcon_mamba"])
+def test_a_llava_on_mamba_1_is_refused_in_words(tmp_path: Path, language: str) -> None:
+    """Its class in transformers fails on it before anything is read."""
+    toy_vlms.llava(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    small = {"model_type": language, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, "vocab_size": 400}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"text_config": small}))
+    with pytest.raises(ModelError, match=f"takes no language model of the type {language}.*list models"):
+        load(f"hf:{tmp_path}", {"device": "cpu"})
+
+
 class TestContract(AdapterContract):
     @pytest.fixture(scope="class")
     def folder(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
