@@ -20,13 +20,23 @@ from transformers import AttentionInterface
 PACKED = "vlmamba_packed"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Rows:
     """Where the tokens of a line stand: token i at `slots[i]` of the rows [count, width], counted through."""
 
     slots: Tensor
     count: int
     width: int
+    _spread: Tensor | None = None
+
+    def spread(self, tokens: Tensor) -> Tensor:
+        """tokens [n, heads, d] in their rows, [count * width, heads, d]; good until the next call.
+
+        Every layer fills the same places: the zeros between them are written once.
+        """
+        if self._spread is None or self._spread.shape[1:] != tokens.shape[1:]:
+            self._spread = tokens.new_zeros(self.count * self.width, *tokens.shape[1:])
+        return self._spread.index_copy_(0, self.slots, tokens)
 
 
 _now: ContextVar[tuple[Rows, str]] = ContextVar("rows and attention of the forward under way")
@@ -53,8 +63,7 @@ def attention(
     # The name `eager` means a function of the model's own module.
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     inner = AttentionInterface().get_interface(own, eager)  # type: ignore[arg-type]
-    tokens = query[0].transpose(0, 1)  # [n, heads, d]
-    spread = tokens.new_zeros(rows.count * rows.width, *tokens.shape[1:]).index_copy_(0, rows.slots, tokens)
+    spread = rows.spread(query[0].transpose(0, 1))  # [rows * width, heads, d]
     spread = spread.unflatten(0, (rows.count, rows.width)).transpose(1, 2)  # [rows, heads, width, d]
     found, _ = inner(module, spread, key, value, attention_mask, **kwargs)  # [rows, width, heads, d]
     return found.flatten(0, 1).index_select(0, rows.slots)[None], None

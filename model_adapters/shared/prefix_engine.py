@@ -30,7 +30,7 @@ from .fused import Fused
 from .memory import memory_errors
 from .packing import Rows, packed
 from .pretrained import output_head
-from .room import Room, as_rows, is_plain
+from .room import Room, as_rows, is_plain, prefix_cache
 
 # What no question may see: keys of padding.
 _NOTHING = -1
@@ -329,7 +329,7 @@ class PrefixEngine:
             ids = torch.tensor([list(prefixes[image].ids) for image in images])
             names = prefixes[images[0]].inputs
             inputs = {name: torch.cat([prefixes[image].inputs[name] for image in images]) for name in names}
-            cache = DynamicCache(config=self._text_config)
+            cache = prefix_cache(self._text_config)
             with self.kernels:
                 self._forward(self._on_device({"input_ids": ids} | inputs), cache, ())
             self.images_encoded += len(images)

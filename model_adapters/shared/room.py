@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 
@@ -116,9 +116,27 @@ class Room:
         self._places.rows = len(rows)
 
 
+class PrefixLayer(DynamicLayer):
+    """Keeps what is read first as it comes; transformers' own layer copies it."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append [b, heads, l, width]; returns all keys and values."""
+        if self.is_initialized:
+            return super().update(key_states, value_states, *args, **kwargs)
+        self.lazy_initialization(key_states, value_states)
+        self.keys, self.values = key_states, value_states
+        return key_states, value_states
+
+
+def prefix_cache(config: Any) -> Cache:
+    """An empty cache for a language model, in which a prefix is read."""
+    cache = DynamicCache(config=config)
+    return Cache(layers=[PrefixLayer() for _ in cache.layers]) if is_plain(cache) else cache
+
+
 def is_plain(cache: Cache) -> bool:
     """Whether a cache holds keys and values alone, all of them: no sliding window, no recurrent state."""
-    return bool(cache.layers) and all(type(layer) is DynamicLayer for layer in cache.layers)
+    return bool(cache.layers) and all(type(layer) in (DynamicLayer, PrefixLayer) for layer in cache.layers)
 
 
 def as_rows(cache: Cache, index: Tensor) -> Cache:

@@ -20,6 +20,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 compiled = pytest.mark.skipif(not available(DEVICE), reason="needs a GPU, or TRITON_INTERPRET=1")
 
 
+@pytest.mark.slow  # it imports everything once more
 def test_the_kernels_pass_these_tests_under_the_interpreter() -> None:
     """A process of its own, since Triton decides at its first import whether it compiles or interprets."""
     pytest.importorskip("triton")

@@ -13,7 +13,7 @@ import torch
 from tests.model_adapters.toy_vlms import llava, picture
 from vlmamba_eval.adapter import Adapter
 from vlmamba_eval.model_adapters.shared.prefix_adapter import PrefixAdapter
-from vlmamba_eval.model_adapters.shared.prefix_engine import LIMITS, Limits
+from vlmamba_eval.model_adapters.shared.prefix_engine import LIMITS, Asked, Limits, _longer
 from vlmamba_eval.registry import load
 from vlmamba_eval.types import Failure, Generation, ImageQuestions, OutOfMemory, Question
 
@@ -120,6 +120,24 @@ def test_a_likelihood_is_the_sum_of_log_probabilities_of_its_tokens(folder: Path
         logprobs = logits.log_softmax(-1)[-len(said) - 1 : -1]
         expected = float(logprobs[torch.arange(len(said)), torch.tensor(said)].sum())
         assert likelihood.logprob == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_long_answer_stays_the_likeliest_by_whole_prompts(folder: Path) -> None:
+    """Rounding does not add up: each of 200 tokens leads, or ties, when everything before it is read at once."""
+    adapter = prefix_adapter(f"llava:{folder}")
+    talk, engine = adapter.conversations, adapter.engine
+    prepared = adapter.prepare(picture(2))
+    asked = [Asked(talk.asked(text, image=True), 0, 200) for text in TEXTS]
+    engine.generate([talk.prefix(prepared)], asked)
+    for text, question in zip(TEXTS, asked, strict=True):
+        whole = engine._on_device(talk.whole(prepared, text))
+        with torch.inference_mode():
+            logits = engine._whole(_longer(whole, question.answer), len(question.answer) + 1)[
+                :-1
+            ]  # [answer, vocabulary]
+        said = logits[torch.arange(len(question.answer)), torch.tensor(question.answer)]
+        assert len(question.answer) > 100 or question.stop == "eos"
+        assert (logits.max(-1).values - said).max() <= 1e-4 * logits.abs().max()
 
 
 @pytest.mark.parametrize("limits", [Limits(1, 1, 1), Limits(2, 40, 300), replace(LIMITS["cpu"], images=64)])
