@@ -101,8 +101,13 @@ def finer(batches: Sequence[list[ImageJobs]], image_tokens: int, wanted: int) ->
     With 16 bits the answers to close questions depend on what else is in a batch. Batches that stay whole give the same
     bytes on any number of machines.
     """
-    parts = [(-size_of(batch, image_tokens), (place,), batch) for place, batch in enumerate(batches) if len(batch) > 1]
-    done = [((place,), batch) for place, batch in enumerate(batches) if len(batch) == 1]
+    done: list[tuple[tuple[int, ...], list[ImageJobs]]] = []
+    parts: list[tuple[int, tuple[int, ...], list[ImageJobs]]] = []
+    for number, batch in enumerate(batches):
+        if len(batch) > 1:
+            parts.append((-size_of(batch, image_tokens), (number,), batch))
+        else:
+            done.append(((number,), batch))
     heapq.heapify(parts)
     while parts and len(parts) + len(done) < wanted:
         _, place, batch = heapq.heappop(parts)

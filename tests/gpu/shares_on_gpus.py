@@ -10,7 +10,8 @@ GQA, POPE and MME: questions and answers of real length about JPEG files on the 
     shares    a process per GPU, each with its share; merged, and compared byte for byte with `one`
     killed    the same, the first share killed in the middle and begun again with the same command
 
-Times are after loading; `wall` is that of the processes, with loading. Without a GPU two processes share the CPU.
+Times are after loading; `wall` is that of the processes, with loading. `--processes` are as many as GPUs, or
+two on a CPU. The model `waits` only waits, in proportion to tokens: what it takes besides is the harness's.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlmamba_eval.adapter import AdapterInfo
 from vlmamba_eval.dataset import Dataset, load_dataset
 from vlmamba_eval.folder import Folder
 from vlmamba_eval.model_adapters.llava import bench as llava
@@ -41,7 +43,7 @@ from vlmamba_eval.registry import registry
 from vlmamba_eval.store import read_answers
 from vlmamba_eval.sums import Sums
 from vlmamba_eval.task import Task, TaskInfo, accuracy_metrics
-from vlmamba_eval.types import ImageQuestions, Loaded, Metric, Progress, Sample, Verdict
+from vlmamba_eval.types import Failure, Generation, ImageQuestions, Loaded, Metric, Progress, Sample, Verdict
 
 PROFILES_ASKED = ("gqa", "pope", "mme")
 DERIVED = ("answers.jsonl", "scores.json", "verdicts.jsonl", "DONE")
@@ -140,8 +142,25 @@ def _pictures(root: Path, size: tuple[int, int]) -> list[Path]:
 # =============================================================================
 
 
+class Waits:
+    """A device whose time is in proportion to tokens, and that leaves the processor alone: what shares cost besides."""
+
+    info = AdapterInfo("waits", "none", "cpu", "none", image_tokens=729)
+    seconds_per_token = 1e-4
+
+    def prepare(self, image: Any) -> Any:
+        return image.size
+
+    def generate(self, batch: Sequence[ImageQuestions]) -> list[list[Generation | Failure]]:
+        tokens = sum(729 + sum(len(q.text) // 4 + 32 for q in item.questions) for item in batch)
+        time.sleep(tokens * self.seconds_per_token)
+        return [[Generation("t3", question.text, 1, "eos") for question in item.questions] for item in batch]
+
+
 def load_model(name: str, device: str) -> Any:
     """A model of this shape with random weights, and a tokenizer of numbered words."""
+    if name == "waits":
+        return Waits()
     if name == "llava-1.5-7b":
         return llava.random_adapter(llava.SHAPE, device, "auto")
     return random_adapter(name, device, "auto", 0)
@@ -164,9 +183,9 @@ class Told(Progress):
     def __init__(self) -> None:
         self.done = 0
 
-    def advance(self, images: int, answers: int, failed: int) -> None:
-        self.done += answers
-        print(json.dumps({"answered": self.done, "failed": failed}), flush=True)
+    def advance(self, images: int, questions: int, errors: int) -> None:
+        self.done += questions
+        print(json.dumps({"answered": self.done, "failed": errors}), flush=True)
 
     def note(self, message: str) -> None:
         print(message, file=sys.stderr, flush=True)
@@ -188,7 +207,9 @@ def child(arguments: Arguments) -> None:
         from vlmamba_eval.images import open_image
 
         wanted = [(d.task.info.name, sample, question(d, sample, "generate")) for d in datasets for sample in d.samples]
-        pixels = adapter.prepare(open_image(datasets[0].samples[0].image))
+        first = datasets[0].samples[0].image
+        assert first
+        pixels = adapter.prepare(open_image(first))
         cut = list(batches(plan(wanted), adapter.info.image_tokens, batch_tokens_for(adapter.info.device)))
         began = time.perf_counter()
         for batch in cut:
@@ -256,7 +277,9 @@ def finished(process: subprocess.Popen[str]) -> dict[str, float]:
     return json.loads(said[-1])
 
 
-def measure(model: str, device: str, part: float, large: bool, gpus: int, steps: Sequence[str], out: Measured) -> None:
+def measure(
+    model: str, device: str, part: float, large: bool, gpus: int, parts: int, steps: Sequence[str], out: Measured
+) -> None:
     """The steps of the module's text, each written when it is done."""
     from vlmamba_eval.merge import merge
 
@@ -266,8 +289,7 @@ def measure(model: str, device: str, part: float, large: bool, gpus: int, steps:
         letter = "w" if model == "llava-1.5-7b" else "t"
         out.add("asked", {"model": model, **write_data(folder / "data", part, letter, LARGE if large else SIZES)})
         common = ["--model", model, "--device", device, "--data", str(folder / "data"), "--folder"]
-        parts = max(gpus, 2)
-        on = [number if gpus else None for number in range(parts)]
+        on = [number % gpus if gpus else None for number in range(parts)]
 
         if "engine" in steps or "one" in steps:  # side by side, if there are GPUs for both
             alone = [step for step in ("engine", "one") if step in steps]
@@ -284,8 +306,8 @@ def measure(model: str, device: str, part: float, large: bool, gpus: int, steps:
             each = [finished(process) for process in children]
             out.add("shares", {"each": each, "wall": time.perf_counter() - began})
             merged = merge([folder / "shares" / "shards"], folder / "merged")
-            out.add("shares, bytes", compared(folder / "one", [outcome.folder for outcome in merged]))
             if "one" in out.values:
+                out.add("shares, bytes", compared(folder / "one", [outcome.folder for outcome in merged]))
                 slowest = max(one["seconds"] for one in each)
                 out.add("speed-up after loading", out.values["one"]["seconds"] / slowest)
         if "killed" in steps:
@@ -297,7 +319,8 @@ def measure(model: str, device: str, part: float, large: bool, gpus: int, steps:
             each = [finished(process) for process in children]
             out.add("killed", {"after": lost, "each": each, "wall": time.perf_counter() - began})
             merged = merge([folder / "killed" / "shards"], folder / "merged again")
-            out.add("killed, bytes", compared(folder / "one", [outcome.folder for outcome in merged]))
+            if "one" in out.values:
+                out.add("killed, bytes", compared(folder / "one", [outcome.folder for outcome in merged]))
 
 
 def kill_in_the_middle(process: subprocess.Popen[str], answers: int) -> int:
@@ -328,10 +351,11 @@ def compared(whole: Path, merged: Sequence[Path]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--model", default="vlmamba-2.8b", help="a preset of VL-Mamba, or llava-1.5-7b")
+    parser.add_argument("--model", default="vlmamba-2.8b", help="a preset of VL-Mamba, llava-1.5-7b, or waits")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--part", type=float, default=1.0, help="of each benchmark's images")
     parser.add_argument("--large", action="store_true", help="MME's pictures of 4,000 x 3,000")
+    parser.add_argument("--processes", type=int, help="shares; by default one per GPU, or two")
     parser.add_argument("--steps", default="engine,one,shares,killed")
     for hidden in ("--data", "--folder"):
         parser.add_argument(hidden, type=Path, help=argparse.SUPPRESS)
@@ -345,7 +369,9 @@ def main() -> None:
         import torch
 
         gpus = torch.cuda.device_count()
-    measure(given.model, given.device, given.part, given.large, gpus, given.steps.split(","), Measured(given.out))
+    processes = given.processes or max(gpus, 2)
+    steps = given.steps.split(",")
+    measure(given.model, given.device, given.part, given.large, gpus, processes, steps, Measured(given.out))
 
 
 if __name__ == "__main__":
