@@ -8,12 +8,14 @@ extra (`pip install 'vlmamba-eval[ray]'`), imported when workers are asked for.
 from __future__ import annotations
 
 import os
+import platform
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlmamba_eval.adapter import Adapter
 from vlmamba_eval.generate import Answered, generate
 from vlmamba_eval.plan import EACH, ImageJobs, finer, size_of
 from vlmamba_eval.types import EvalError, Scoring, UsageError
@@ -33,18 +35,30 @@ class Recipe:
 
 
 class Worker:
-    """One process with its own model."""
+    """One process with its own model.
+
+    If that can't be loaded, `answer` says why: an actor that fails to begin would be taken for one that died, and begun
+    again.
+    """
 
     def __init__(self, recipe: Recipe) -> None:
         from vlmamba_eval.registry import load, registry
 
-        for path in recipe.include:
-            registry().include(path)
         self.recipe = recipe
-        self.adapter = load(recipe.model, recipe.options)
+        self.adapter: Adapter | None = None
+        self.problem = ""
+        try:
+            for path in recipe.include:
+                registry().include(path)
+            self.adapter = load(recipe.model, recipe.options)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the driver is told
+            said = str(error) if isinstance(error, EvalError) else f"{type(error).__name__}: {error}"
+            self.problem = f"A worker on {platform.node()} cannot load {recipe.model}: {said}"
 
     def answer(self, groups: list[ImageJobs]) -> tuple[list[Answered], list[str]]:
-        """Each group's outcomes, and what should be told."""
+        """Each group's outcomes, and what should be told. Raises `EvalError` without a model."""
+        if self.adapter is None:
+            raise EvalError(self.problem)
         notes: list[str] = []
         found = generate(self.adapter, [groups], scoring=self.recipe.scoring, note=notes.append)
         return [answered for batch in found for answered in batch], notes

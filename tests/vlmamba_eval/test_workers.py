@@ -19,8 +19,8 @@ from vlmamba_eval.dataset import Dataset, load_dataset
 from vlmamba_eval.merge import merge
 from vlmamba_eval.plan import ImageJobs, Job, batches, finer, plan, share, size_of
 from vlmamba_eval.run import Outcome, answer_share, evaluate
-from vlmamba_eval.types import Question, Sample, UsageError
-from vlmamba_eval.workers import Recipe, answer_on_workers
+from vlmamba_eval.types import EvalError, ModelError, Question, Sample, UsageError
+from vlmamba_eval.workers import Recipe, Worker, answer_on_workers
 
 DERIVED = ("manifest.json", "answers.jsonl", "scores.json", "verdicts.jsonl", "DONE")
 
@@ -126,6 +126,21 @@ def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match=r"pip install 'vlmamba-eval\[ray\]'"):
         list(answer_on_workers(Recipe("constant"), [], print, device="cpu", image_tokens=0, workers=2))
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"), [(ModelError("half is missing"), "half is missing"), (OSError("no GPU"), "OSError: no GPU")]
+)
+def test_a_model_that_a_worker_cannot_load_is_one_sentence(
+    raised: Exception, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("vlmamba_eval.registry.load", load)
+    worker = Worker(Recipe("broken"))
+    with pytest.raises(EvalError, match=rf"^A worker on \S+ cannot load broken: {said}$"):
+        worker.answer([])
 
 
 SLOW_COLOUR = """
