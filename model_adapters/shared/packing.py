@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 PACKED = "vlmamba_packed"
 
@@ -60,9 +61,10 @@ def attention(
 ) -> tuple[Tensor, None]:
     """query [1, heads, n, d]; key, value [rows, heads, k, d]; the mask is of the rows -> [1, n, heads, d]."""
     rows, own = _now.get()
-    # The name `eager` means a function of the model's own module.
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    inner = AttentionInterface().get_interface(own, eager)  # type: ignore[arg-type]
+    if own in ALL_ATTENTION_FUNCTIONS:
+        inner = ALL_ATTENTION_FUNCTIONS[own]
+    else:  # `eager`: a function of the model's own module
+        inner = sys.modules[type(module).__module__].eager_attention_forward
     spread = rows.spread(query[0].transpose(0, 1))  # [rows * width, heads, d]
     spread = spread.unflatten(0, (rows.count, rows.width)).transpose(1, 2)  # [rows, heads, width, d]
     found, _ = inner(module, spread, key, value, attention_mask, **kwargs)  # [rows, width, heads, d]

@@ -82,6 +82,14 @@ def test_windows_and_recurrent_states_are_shared_without_a_change(tmp_path: Path
     assert len({round(one, 2) for one in ranked}) > 10  # the question matters, also to a window of 8 tokens
 
 
+def test_the_models_own_attention_computes_packed_rows_whatever_it_is_called(folder: Path) -> None:
+    adapter = prefix_adapter(f"llava:{folder}")
+    expected = adapter.generate(batch_for(adapter))
+    adapter.engine.model.set_attn_implementation("eager")
+    assert adapter.generate(batch_for(adapter)) == expected
+    assert adapter.engine._text_config._attn_implementation == "eager"
+
+
 def test_a_cache_that_drops_its_state_is_found_out_and_not_shared(tmp_path: Path) -> None:
     """transformers' Jamba forgets its Mamba layers' state when several tokens follow a cached prefix."""
     where = f"hf:{llava(tmp_path, language='jamba', **JAMBA)}"
