@@ -6,6 +6,7 @@ import base64
 import gzip
 import io
 import struct
+import zlib
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -45,7 +46,59 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
     assert opened(buffer.getvalue()).mode == "RGB"
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_grey_of_16_bits_is_scaled_not_clipped() -> None:
+    buffer = io.BytesIO()
+    image = Image.new("I;16", (4, 1))
+    for x, value in enumerate((0, 257 * 100, 257 * 100 + 200, 65_535)):
+        image.putpixel((x, 0), value)
+    image.save(buffer, "PNG")
+    decoded = opened(buffer.getvalue())
+    assert [decoded.getpixel((x, 0)) for x in range(4)] == [(v, v, v) for v in (0, 100, 101, 255)]
+
+
+def png(depth: int, colour: int, data: bytes, size: tuple[int, int] = (8, 8), interlaced: int = 0) -> bytes:
+    """A PNG whose header may ask for more pixels than its data hold; everything else about it is right."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", *size, depth, colour, 0, 0, interlaced)
+    chunks = ((b"IHDR", header), (b"PLTE", bytes(range(6))), (b"IDAT", zlib.compress(data)), (b"IEND", b""))
+    wanted = (chunk(*item) for item in chunks if item[0] != b"PLTE" or colour == 3)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(wanted)
+
+
+def test_colour_of_16_bits_keeps_its_high_byte() -> None:
+    decoded = opened(png(16, 2, b"\0" + struct.pack(">3H", 257 * 10, 257 * 100, 65_535), (1, 1)))
+    assert decoded.getpixel((0, 0)) == (10, 100, 255)
+
+
+SHAPES = [(8, 0, 72), (8, 2, 200), (16, 0, 136), (16, 2, 392), (8, 6, 264), (8, 4, 136), (1, 3, 16)]  # 8 x 8, not Adam7
+ADAM7_SHAPES = [(8, 0, 64 + 15), (8, 2, 192 + 15)]  # 1 + 1 + 1 + 2 + 2 + 4 + 4 rows, each with a byte for its filter
+
+
+@pytest.mark.parametrize(
+    ("depth", "colour", "size", "interlaced"), [(*s, 0) for s in SHAPES] + [(*s, 1) for s in ADAM7_SHAPES]
+)
+@pytest.mark.parametrize("value", [0, 1])
+def test_a_png_whose_pixels_end_early_is_refused(
+    depth: int, colour: int, size: int, interlaced: int, value: int
+) -> None:
+    rows = bytes([value]) * size  # filter 1 adds the pixel to the left; black pictures are whole, too
+    assert opened(png(depth, colour, rows, interlaced=interlaced)).size == (8, 8)
+    for missing in (1, size // 2, size - 1):
+        with pytest.raises(DataError, match=r"row 7 \(x\.jpg\)(: its pixel data end early|: damaged image)"):
+            opened(png(depth, colour, rows[:-missing], interlaced=interlaced))
+
+
+def test_a_png_of_one_row_may_not_lack_adam7s_last_pass() -> None:
+    passes = b"\0\1\0\1\0\1\1\0\1\1\1\1"
+    assert opened(png(8, 0, passes, (8, 1), interlaced=1)).size == (8, 1)
+    with pytest.raises(DataError, match="expected 12 bytes, found 7"):
+        opened(png(8, 0, passes[:7], (8, 1), interlaced=1))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF"])
 def test_a_truncated_picture_is_an_error_never_half_grey(kind: str) -> None:
     content = picture("red", (64, 64), kind)
     with pytest.raises(DataError, match=r"row 7 \(x\.jpg\): damaged image .* Fetch it again"):
