@@ -18,6 +18,7 @@ One row (index, question, hint, A, B, C, D, answer, category, image, source, l2-
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 OPTIONS = tuple(LETTERS[:4])
 PASS = 1_000_000
 READINGS = ("", "_exact", "_vlmevalkit")
+HAN = re.compile("[\u4e00-\u9fff]")
 SUBMISSION = ("index", "question", *OPTIONS, "prediction", "answer", "split")
 
 
@@ -95,10 +97,24 @@ class MMBench(Task):
 
     def load(self, data: Folder) -> Loaded:
         path = data.find(*self.files, what="MMBench's tab-separated file")
-        return Loaded(_samples(data.tsv(path, ("index", "question", "A", "B", "image"))))
+        samples = _samples(data.tsv(path, ("index", "question", "A", "B", "image")))
+        self._refuse_other_language(samples)
+        return Loaded(samples)
 
     def load_hub(self, hub: Hub) -> Loaded:
-        return Loaded(_samples(hub.rows(self.info.hub, "dev", config=self.config, image="image")))
+        samples = _samples(hub.rows(self.info.hub, "dev", config=self.config, image="image"))
+        self._refuse_other_language(samples)
+        return Loaded(samples)
+
+    def _refuse_other_language(self, samples: Sequence[Sample]) -> None:
+        """The English and the Chinese list have the same size and the same indices: only their words differ."""
+        chinese = sum(HAN.search(sample.question) is not None for sample in samples)
+        if samples and (2 * chinese > len(samples)) != (self.info.name == CHINESE.name):
+            found, other = ("Chinese", CHINESE.name) if self.info.name != CHINESE.name else ("English", OCTOBER.name)
+            raise DataError(
+                f"{samples[0].where}: {self.info.name}'s list was expected, but this is {found}: {chinese:,} of "
+                f"{len(samples):,} questions hold Chinese characters. Use --tasks {other}, or fetch the right file."
+            )
 
     def prompt(self, sample: Sample) -> str:
         hint = f"{sample.fields['hint']}\n" if sample.fields["hint"] else ""

@@ -58,6 +58,20 @@ def load(root: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] =
     return read_folder(MMBENCH, root).samples
 
 
+@pytest.mark.parametrize(
+    ("task", "question", "found"),
+    [
+        (MMBENCH, "图中是什么颜色？", "this is Chinese: 3 of 3 .* Use --tasks mmbench_cn"),
+        (OCTOBER, "图中是什么颜色？", "this is Chinese: 3 of 3 .* Use --tasks mmbench_cn"),
+        (CHINESE, "Which colour?", "this is English: 0 of 3 .* Use --tasks mmbench_20231003"),
+    ],
+)
+def test_a_list_in_the_other_language_is_refused_by_name(tmp_path: Path, task: Any, question: str, found: str) -> None:
+    (tmp_path / task.files[0]).write_text(table([{**r, "question": question} for r in circle(7)]), encoding="utf-8")
+    with pytest.raises(DataError, match=found):
+        read_folder(task, tmp_path)
+
+
 # =============================================================================
 # Reading an answer
 # =============================================================================
