@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from tests.contract import AdapterContract
+from tests.model_adapters.through_the_command import assert_sharing_changes_no_answer_file
 from vlmamba_eval import registry
 from vlmamba_eval.adapter import Adapter
 from vlmamba_eval.model_adapters.cobra import model as cobra
@@ -409,25 +410,11 @@ def test_random_weights_say_so(write: Callable[..., Written]) -> None:
     assert got.n_tokens <= 2
 
 
+@pytest.mark.slow
 def test_cobra_runs_through_the_command(write: Callable[..., Written], tmp_path: Path) -> None:
-    from click.testing import CliRunner
-
-    from vlmamba_eval.cli import cli
-
     written = write()
-    chosen = [part for name, value in written.options.items() if name != "device"
-              for part in ("--model-option", f"{name}={value}")]  # fmt: skip
-    tables = []
-    for sharing in ([], ["--no-sharing"]):
-        out = tmp_path / f"out{len(sharing)}"
-        command = ["--model", f"cobra:{written.folder}", "--tasks", "gqa,pope,mme,textvqa", "--data", "samples"]
-        done = CliRunner().invoke(
-            cli, [*command, "--limit", "4", "--device", "cpu", "--out", str(out), *chosen, *sharing]
-        )
-        assert done.exit_code == 0, done.output
-        tables.append(sorted(path.read_text() for path in out.rglob("answers.jsonl")))
-    assert len(tables[0]) == 4
-    assert tables[0] == tables[1]
+    options = {name: value for name, value in written.options.items() if name != "device"}
+    assert_sharing_changes_no_answer_file(f"cobra:{written.folder}", options, tmp_path)
 
 
 class TestContract(AdapterContract):

@@ -22,6 +22,7 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from tests.contract import AdapterContract
 from tests.model_adapters.gpt_neox_marks import gpt_neox_like
+from tests.model_adapters.through_the_command import assert_sharing_changes_no_answer_file
 from tests.model_adapters.towers_by_hand import eva02_by_hand, timm_like
 from vlmamba_eval import registry
 from vlmamba_eval.adapter import Adapter
@@ -248,6 +249,13 @@ LETTER = "Answer with the option's letter from the given choices directly."
 )  # fmt: skip
 def test_texts_take_the_form_of_training(text: str, expected: str) -> None:
     assert mambavl_text(text) == (expected if text != SHORT else SHORT.capitalize() + "\n")
+
+
+@pytest.mark.slow
+def test_a_whole_run_gives_the_same_answers_shared_or_not(write: Callable[..., Written], tmp_path: Path) -> None:
+    written = write()
+    options = {"tokenizer": written.tokenizer}
+    assert_sharing_changes_no_answer_file(f"mambavl:{written.folder}", options, tmp_path)
 
 
 class TestContract(AdapterContract):

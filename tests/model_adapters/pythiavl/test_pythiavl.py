@@ -17,6 +17,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from tests.contract import AdapterContract
 from tests.model_adapters.gpt_neox_marks import gpt_neox_like
+from tests.model_adapters.through_the_command import assert_sharing_changes_no_answer_file
 from tests.model_adapters.towers_by_hand import eva02_by_hand, timm_like
 from vlmamba_eval import registry
 from vlmamba_eval.adapter import Adapter
@@ -174,6 +175,13 @@ def test_another_version_of_a_configuration_is_refused(
 
 def test_the_folder_alone_tells_the_family(write: Callable[..., Written]) -> None:
     assert registry.find_family(str(write().folder))[0].name == "pythiavl"
+
+
+@pytest.mark.slow
+def test_a_whole_run_gives_the_same_answers_shared_or_not(write: Callable[..., Written], tmp_path: Path) -> None:
+    written = write()
+    options = {"tokenizer": written.tokenizer}
+    assert_sharing_changes_no_answer_file(f"pythiavl:{written.folder}", options, tmp_path)
 
 
 class TestContract(AdapterContract):
