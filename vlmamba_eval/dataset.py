@@ -81,8 +81,8 @@ def load_dataset(
         if problem and not allow_partial:
             raise DataError(
                 f"{task.info.name}: {problem}. Numbers on another list are not comparable with published ones. "
-                "Fetch the official files again, choose the task that stands for your list "
-                "(vlmamba-eval list tasks), or give --allow-partial to mark the result PARTIAL."
+                f"{_whose(task, len(samples))}, fetch the official files again, or give --allow-partial to mark the "
+                "result PARTIAL."
             )
         if problem:
             marks.append("PARTIAL")
@@ -171,6 +171,23 @@ def _count_problem(task: Task, samples: Sequence[Sample]) -> str:
             f"the {len(samples):,} questions are not those of {info.split}: their sha256 differs from the declared one"
         )
     return ""
+
+
+def _whose(task: Task, questions: int) -> str:
+    """Which task to choose for a list of another size: by name, if that size is one of the same benchmark's lists."""
+    from vlmamba_eval.registry import all_tasks
+
+    mine = task.info
+    names = [
+        other.name
+        for other in (candidate.info for candidate in all_tasks().values())
+        if other.questions == questions != mine.questions
+        and other.protocol == mine.protocol
+        and set(other.folders) & set(mine.folders)
+    ]
+    if not names:
+        return "Choose the task that stands for your list (vlmamba-eval list tasks)"
+    return f"This is the size of {names[0]}'s list: use --tasks {names[0]}"
 
 
 def _refuse_duplicates(task: Task, samples: Iterable[Sample]) -> None:

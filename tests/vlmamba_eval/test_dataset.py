@@ -41,6 +41,33 @@ def test_other_counts_than_the_declared_are_refused_or_marked(data: Path) -> Non
     assert load_dataset(ToyTask(), str(data)).identity.marks == ()
 
 
+@pytest.mark.parametrize(
+    ("expected", "found", "other"),
+    [
+        ("pope", 9_000, "pope_9000"),
+        ("pope_9000", 8_910, "pope"),
+        ("mmbench", 4_329, "mmbench_20231003"),
+        ("mmbench_20231003", 4_377, "mmbench"),
+        ("seed", 17_990, "seed_updated"),
+        ("seed_updated", 19_242, "seed"),
+        ("scienceqa", 2_017, "scienceqa_img"),
+    ],
+)
+def test_a_list_of_another_size_is_refused_by_the_name_of_its_task(
+    monkeypatch: pytest.MonkeyPatch, data: Path, expected: str, found: int, other: str
+) -> None:
+    task = get_task(expected)
+    samples = Loaded([Sample(str(number), None, "?", "yes") for number in range(found)])
+    monkeypatch.setattr(type(task), "load", lambda self, folder: samples)
+    with pytest.raises(DataError, match=rf"{expected}: expected .* found {found:,}\. .*use --tasks {other}, fetch"):
+        load_dataset(task, str(data))
+
+
+def test_a_list_of_no_known_size_is_sent_to_the_list_of_tasks(data: Path) -> None:
+    with pytest.raises(DataError, match=r"Choose the task that stands for your list \(vlmamba-eval list tasks\)"):
+        load_dataset(ToyTask(questions=25), str(data))
+
+
 @pytest.mark.parametrize("where", ["samples", str(samples_folder()), f"{samples_folder()}/../data"])
 def test_the_bundled_samples_say_so_by_whatever_name(where: str) -> None:
     assert load_dataset(get_task("pope"), where).identity.marks == ("SAMPLES",)
