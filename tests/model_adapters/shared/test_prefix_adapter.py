@@ -131,7 +131,11 @@ def test_a_likelihood_is_the_sum_of_log_probabilities_of_its_tokens(folder: Path
 
 
 def test_a_long_answer_stays_the_likeliest_by_whole_prompts(folder: Path) -> None:
-    """Rounding does not add up: each of 200 tokens leads, or ties, when everything before it is read at once."""
+    """Rounding does not add up: each of 200 tokens leads, or ties, when everything before it is read at once.
+
+    Ties happen: in 41 answers of 1,024 tokens to MMBench's samples, the two likeliest tokens once were 2.5e-6 of the
+    largest logit apart, which is what float32 rounds away; there two orders of adding may continue differently.
+    """
     adapter = prefix_adapter(f"llava:{folder}")
     talk, engine = adapter.conversations, adapter.engine
     prepared = adapter.prepare(picture(2))
