@@ -12,7 +12,7 @@ from typing import Any
 
 from vlmamba_eval.archive import data_root
 from vlmamba_eval.folder import Folder
-from vlmamba_eval.hub import Hub
+from vlmamba_eval.hub import Hub, is_snapshot
 from vlmamba_eval.manifest import DataIdentity, Limit
 from vlmamba_eval.task import Task
 from vlmamba_eval.types import DataError, Loaded, Mark, Sample, UsageError
@@ -47,7 +47,7 @@ def load_dataset(
     seed: int = 0,
     allow_partial: bool = False,
 ) -> Dataset:
-    """Load a task from `"hub"`, `"samples"` (the bundled scenes) or a folder.
+    """Load a task from `"hub"`, `"samples"` (the bundled scenes), a folder, or a local copy of the hub's data set.
 
     Other counts than the declared ones are refused or, with `allow_partial`, marked PARTIAL; so is a limited run.
     Raises `DataError`, or `UsageError` for a folder that is not there.
@@ -69,7 +69,7 @@ def load_dataset(
             raise UsageError(
                 f"No samples of {task.info.name} are bundled; `vlmamba-eval list tasks` shows which tasks have some."
             )
-        loaded = read_folder(task, root)
+        loaded = read_hub(task, Hub(root)) if is_snapshot(root) else read_folder(task, root)
         if bundled:
             marks.append("SAMPLES")
     samples = loaded.samples

@@ -7,17 +7,19 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from vlmamba_eval.archive import InArchive
 from vlmamba_eval.rows import Row
 from vlmamba_eval.types import DataError, HubCell, ImageRef
 
 
 class Hub:
-    """Reads data sets of the hub, and remembers which.
+    """Reads data sets of the hub, and remembers which; with `snapshot`, this local copy of the one that is asked for.
 
     `revisions` maps each data set that was read to the commit that its name resolved to, for the manifest.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, snapshot: Path | None = None) -> None:
+        self.snapshot = snapshot
         self.revisions: dict[str, str] = {}
 
     def rows(self, dataset: str, split: str, *, config: str | None = None, image: str | None = None) -> Iterator[Row]:
@@ -25,6 +27,7 @@ class Hub:
 
         A column of lists of images becomes a tuple of them. Raises `DataError` if the data set can't be had.
         """
+        dataset = str(self.snapshot.resolve()) if self.snapshot else dataset
         commit = self._resolve(dataset)
         loaded = _load(dataset, config, split, commit)
         pictures: Iterator[Any] = iter(())
@@ -57,6 +60,18 @@ class Hub:
                     ) from None
             self.revisions[dataset] = commit or ""
         return self.revisions[dataset] or None
+
+
+def is_snapshot(folder: Path) -> bool:
+    """Whether a folder is a hub data set as `huggingface-cli download` leaves it: README.md and parquet files."""
+    if isinstance(folder, InArchive):
+        return False
+    try:
+        return (folder / "README.md").is_file() and any(
+            next(folder.glob(pattern), None) for pattern in ("*.parquet", "*/*.parquet")
+        )
+    except OSError:  # a folder that may not be entered: whoever reads it says so
+        return False
 
 
 def _fetched_before(dataset: str) -> str | None:
@@ -122,6 +137,11 @@ def _load(dataset: str, config: str | None, split: str, revision: str | None) ->
     try:
         return datasets.load_dataset(dataset, config, split=split, revision=revision, token=False)
     except Exception as error:  # noqa: BLE001 - datasets raises many types; each means: not to be had
+        if Path(dataset).is_dir():
+            raise DataError(
+                f"{dataset}: expected a copy of a hub data set with {config or 'a default'} list and split {split}, "
+                f"found another or a damaged one: {error}\nDownload the data set again, whole, with its README.md."
+            ) from None
         raise DataError(
             f"{dataset} ({config or 'default'}, {split}) cannot be loaded from the hub: {error}\n"
             "Check the network, or put the official files into a folder and give it with --data DIR."

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vlmamba_eval.archive import InArchive, data_root
 from vlmamba_eval.dataset import Dataset, load_dataset
 from vlmamba_eval.fetch.plan import Need, about, announce, batches, in_bytes, look
-from vlmamba_eval.hub import Hub
+from vlmamba_eval.hub import Hub, is_snapshot
 from vlmamba_eval.sources import ByHand, File, Pictures, in_words
 from vlmamba_eval.types import DataError, EvalError, UsageError
 
@@ -241,7 +241,7 @@ def settle(
     found: dict[str, Dataset] = {}
     for where in dict.fromkeys(wheres):
         chosen = [task for task, place in zip(tasks, wheres, strict=True) if place == where]
-        if where in ("hub", "samples") or data_root(where).is_file():
+        if where in ("hub", "samples") or data_root(where).is_file() or is_snapshot(data_root(where)):
             for task in chosen:
                 if where == "hub" and data == "auto" and ask is not None and not _hub_cached(task.info.hub):
                     _ask_for_hub(task, ask)

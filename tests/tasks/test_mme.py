@@ -10,7 +10,9 @@ import pytest
 
 from vlmamba_eval.answer_files import read_answer_file
 from vlmamba_eval.dataset import load_dataset, read_folder, read_hub
-from vlmamba_eval.images import read_image
+from vlmamba_eval.images import open_image, read_image
+from vlmamba_eval.prepare import settle
+from vlmamba_eval.registry import get_task
 from vlmamba_eval.tasks.mme import CATEGORIES, COGNITION, OWN_FOLDER, PERCEPTION, TASKS
 from vlmamba_eval.types import DataError, ImageRef, Sample
 
@@ -196,6 +198,38 @@ def test_the_hubs_rows_get_llavas_names(hub: Callable[..., Any]) -> None:
     assert len({s.image.key for s in samples if s.image}) == 1
     with pytest.raises(DataError, match="row 0: field 'question_id' should be category/picture"):
         read_hub(MME, hub({("lmms-lab-encoder/MME", None, "test"): [{**rows[0], "question_id": "zoo/1.jpg"}]}))
+
+
+def test_a_downloaded_copy_of_the_hubs_data_set_is_data(tmp_path: Path) -> None:
+    import datasets
+    from PIL import Image
+
+    texts = {name: datasets.Value("string") for name in ("question_id", "question", "answer", "category")}
+    rows = [
+        {
+            "question_id": "artwork/1.jpg",
+            "image": Image.new("RGB", (4, 4), "red"),
+            "question": f"{q}? Please answer yes or no.",
+            "answer": a,
+            "category": "artwork",
+        }
+        for q, a in (("Old", "Yes"), ("New", "No"))
+    ]
+    table = datasets.Dataset.from_list(rows, features=datasets.Features({"image": datasets.Image(), **texts}))
+    (tmp_path / "data").mkdir()
+    table.to_parquet(str(tmp_path / "data/test-00000-of-00001.parquet"))
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files: [{split: test, path: data/test-*}]\n---\n"
+    )
+    (dataset,) = settle([MME], str(tmp_path), ask=None, say=print, allow_partial=True)
+    assert [s.id for s in dataset.samples] == ["artwork/1.jpg/Old?", "artwork/1.jpg/New?"]
+    image = dataset.samples[0].image
+    assert image is not None
+    assert open_image(image).size == (4, 4)
+    with pytest.raises(DataError, match=r"expected 2,374 questions .* found 2"):
+        settle([MME], str(tmp_path), ask=None, say=print)
+    with pytest.raises(DataError, match="expected a copy of a hub data set with a default list and split validation"):
+        settle([get_task("vqav2")], str(tmp_path), ask=None, say=print)
 
 
 def test_the_bundled_samples_load() -> None:
