@@ -31,7 +31,7 @@ def test_the_kernels_pass_these_tests_under_the_interpreter() -> None:
     root = Path(__file__).parents[3]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "4 passed, 1 skipped" in done.stdout
+    assert "4 passed" in done.stdout
 
 
 @compiled
