@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -74,8 +76,6 @@ def _rows(
         # A question's time goes with its tokens, the image's among them: what a part took is scaled to the whole.
         share = sum(lengths[place] for place in contestant.places) / sum(lengths.values())
         own = times[contestant.name]
-        seconds = [second / share for second in own.seconds]
-        quotient = ratio(seconds, base.seconds)
         compared = [place for place in contestant.places if place in (base.returned or {})]
         rows.append(
             Row(
@@ -90,14 +90,8 @@ def _rows(
                 prefix_tokens=subject.opening + subject.image_tokens,
                 question_tokens=_mean([len(subject.asked_ids(q)) for item in batch for q in item.questions]),
                 new_tokens=_mean([question.new_tokens for question in questions]),
-                repeats=len(seconds),
                 measured_questions=len(contestant.places),
-                seconds=own.median / share,
-                seconds_min=min(seconds),
-                seconds_max=max(seconds),
-                ratio=quotient.of_medians,
-                ratio_min=quotient.least,
-                ratio_max=quotient.most,
+                **_spread([second / share for second in own.seconds], base.seconds),
                 compared=len(compared),
                 same_answers=sum((own.returned or {})[place] == (base.returned or {})[place] for place in compared),
             )
@@ -105,12 +99,24 @@ def _rows(
     return rows
 
 
+def _spread(seconds: Sequence[float], base: Sequence[float]) -> dict[str, Any]:
+    """The fields of a row that say how long something took, and how many times as long as the base."""
+    quotient = ratio(seconds, base)
+    return {
+        "repeats": len(seconds),
+        "seconds": statistics.median(seconds),
+        "seconds_min": min(seconds),
+        "seconds_max": max(seconds),
+        "ratio": quotient.of_medians,
+        "ratio_min": quotient.least,
+        "ratio_max": quotient.most,
+    }
+
+
 def per_image(
     subject: Subject, counts: Sequence[int], modes: Sequence[str], repeats: int, seed: int, say: Say
 ) -> list[Row]:
     """One image with more and more questions of 20 to 40 tokens."""
-    import random
-
     rows = []
     for count in counts:
         rng = random.Random(seed)
@@ -143,7 +149,7 @@ def lengths(
     Ours reads it whole, and in pieces of 4,096 tokens with the state carried on. Beside it a LLaMA of about
     equal size through transformers, with the fastest attention that PyTorch has for it.
     """
-    readers = [_ours_whole(subject), _ours_in_pieces(subject)]
+    readers = [_ours(subject, "whole", max(lengths)), _ours(subject, "pieces", PIECE)]
     if llama:
         say("drawing the LLaMA")
         readers.append(_llama(subject, max(lengths), seed))
@@ -200,18 +206,11 @@ def _read(subject: Subject, readers: Sequence[Reader], ids: torch.Tensor, repeat
             rows.append(replace(row, backend=f"{reader.backend}: out of memory"))
             continue
         own, base = times[reader.mode], times.get("whole") or times[reader.mode]
-        quotient = ratio(own.seconds, base.seconds)
         used, state = peaks[reader.mode], kept[reader.mode]
         rows.append(
             replace(
                 row,
-                repeats=len(own.seconds),
-                seconds=own.median,
-                seconds_min=min(own.seconds),
-                seconds_max=max(own.seconds),
-                ratio=quotient.of_medians,
-                ratio_min=quotient.least,
-                ratio_max=quotient.most,
+                **_spread(own.seconds, base.seconds),
                 peak_mib=None if used is None else used / MIB,
                 kept_mib=None if state is None else state / MIB,
             )
@@ -219,28 +218,18 @@ def _read(subject: Subject, readers: Sequence[Reader], ids: torch.Tensor, repeat
     return rows
 
 
-def _ours_whole(subject: Subject) -> Reader:
+def _ours(subject: Subject, mode: str, piece: int) -> Reader:
+    """Our language model, so many tokens at a time."""
     model = subject.engine.model.language_model
 
     def read(ids: torch.Tensor) -> int:
-        x, state = model.prefill(model.embed(ids))
+        x, state = model.prefill(model.embed(ids[:, :piece]))
+        for start in range(piece, ids.shape[1], piece):
+            x, state = model.prefill(model.embed(ids[:, start : start + piece]), state)
         model.logits(x[:, -1])
         return sum(tensor.nbytes for tensor in state.tails + state.states)
 
-    return Reader("whole", subject.name, subject.backend, read)
-
-
-def _ours_in_pieces(subject: Subject) -> Reader:
-    model = subject.engine.model.language_model
-
-    def read(ids: torch.Tensor) -> int:
-        x, state = model.prefill(model.embed(ids[:, :PIECE]))
-        for start in range(PIECE, ids.shape[1], PIECE):
-            x, state = model.prefill(model.embed(ids[:, start : start + PIECE]), state)
-        model.logits(x[:, -1])
-        return sum(tensor.nbytes for tensor in state.tails + state.states)
-
-    return Reader("pieces", subject.name, subject.backend, read)
+    return Reader(mode, subject.name, subject.backend, read)
 
 
 def llama_like(shape: LanguageModelConfig, positions: int) -> Any:

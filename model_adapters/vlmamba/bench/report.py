@@ -195,15 +195,8 @@ def _spread(middle: float, low: float, high: float) -> str:
 
 
 def _short(value: float) -> str:
-    return (
-        f"{value:.3f}"
-        if value < 1
-        else f"{value:.2f}"
-        if value < 10
-        else f"{value:.1f}"
-        if value < 100
-        else f"{value:.0f}"
-    )
+    """Three digits, or all before the point."""
+    return f"{value:.{sum(value < limit for limit in (1, 10, 100))}f}"
 
 
 def _memory(mib: float | None) -> str:
