@@ -4,7 +4,7 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint test-slow test-gpu train-tiny samples clean
+.PHONY: demo test lint audit dist test-slow test-gpu train-tiny samples clean
 
 # The environment is made again when the dependencies change. torch is named first, so that no other package picks it.
 $(VENV)/.installed: pyproject.toml
@@ -34,6 +34,16 @@ lint: $(VENV)/.tested
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# Known vulnerabilities of what is installed, if the package index tells them.
+audit: $(VENV)/.tested
+	$(BIN)/python -m tests.supply.audit
+
+# Wheel, source archive, and the wheel's bill of materials (CycloneDX).
+dist: $(VENV)/.tested
+	rm -rf dist
+	$(BIN)/python -m hatchling build -d dist
+	$(BIN)/python -m tests.supply.sbom dist/*.whl
+
 test-slow: $(VENV)/.tested
 	$(BIN)/python -m pytest -m slow
 
@@ -50,4 +60,4 @@ samples: $(VENV)/.installed
 	$(BIN)/python -m vlmamba_eval.tasks.samples
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo dist
