@@ -27,12 +27,9 @@ import shutil
 import statistics
 import tempfile
 import time
-from bisect import bisect
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +41,7 @@ from vlmamba_eval.folder import Folder
 from vlmamba_eval.generate import generate
 from vlmamba_eval.images import open_image
 from vlmamba_eval.manifest import DataIdentity
+from vlmamba_eval.model_adapters.shared.bench import counted, matrix_rate, now
 from vlmamba_eval.model_adapters.shared.device import choose
 from vlmamba_eval.model_adapters.shared.prefix_adapter import PrefixAdapter
 from vlmamba_eval.model_adapters.shared.prefix_engine import Asked
@@ -153,40 +151,17 @@ def numbered_tokenizer(words: int) -> Any:
 # =============================================================================
 
 
-@cache
-def question_lengths() -> dict[str, Any]:
-    """Token counts of the real files."""
-    return json.loads(LENGTHS.read_text(encoding="utf-8"))
-
-
-def draw(profile: str, images: int, rng: random.Random) -> list[list[tuple[int, int]]]:
-    """(tokens after the image, answer tokens) of all questions about some images of a benchmark; they come again.
-
-    Random weights never end an answer. An answer of n tokens becomes a limit of n + 1: a trained model decodes one
-    token more, the end mark.
-    """
-    known = question_lengths()[profile]
-    lengths, cumulated = [int(n) for n in known["answers"]], list(accumulate(known["answers"].values()))
-    order: list[int] = []
-    while len(order) < images:
-        order += rng.sample(range(len(known["images"])), len(known["images"]))
-    return [
-        [(n, 1 + lengths[bisect(cumulated, rng.randrange(cumulated[-1]))]) for n in known["images"][image]]
-        for image in order[:images]
-    ]
-
-
 def items(adapter: PrefixAdapter, profile: str, images: int, folder: Path, seed: int = 0) -> list[Item]:
     """Pictures in files, 640 x 480 as COCO's, with questions of a profile's lengths in this model's tokens."""
     rng = random.Random(f"{profile}/{seed}")
-    drawn = draw(profile, images, rng)
+    drawn = counted(LENGTHS, profile, rng, images)
     writer = _Writer(adapter, rng)
     made = []
-    for number, asked in enumerate(drawn):
+    for number, about in enumerate(drawn):
         path = folder / f"{profile}-{number}.jpg"
         _picture(rng.randrange(2**31)).save(path, quality=90)
         ref = ImageRef(key=path.name, where=str(path), path=str(path), folder=str(folder))
-        made.append(Item(ref, [(writer.text(tokens), limit) for tokens, limit in asked]))
+        made.append(Item(ref, [(writer.text(one.tokens), one.new_tokens) for one in about.questions]))
     return made
 
 
@@ -362,24 +337,6 @@ def products(adapter: PrefixAdapter, some: Sequence[Item]) -> float:
     return total / len(some)
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
-    """Operations per second of a large square product."""
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    times = []
-    for _ in range(6):
-        began = _now(device)
-        for _ in range(4):
-            torch.matmul(a, b)
-        times.append((_now(device) - began) / 4)
-    return 2.0 * size**3 / min(times)
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
 def seconds_of_a_picture(adapter: PrefixAdapter, some: Sequence[Item]) -> float:
     """From the file to what the adapter keeps, on one thread: what `one` does for every question."""
     began = time.perf_counter()
@@ -397,15 +354,14 @@ def measure(
     slow: Mapping[str, int] | None = None,
     repeats: int = 3,
     seed: int = 0,
-    seconds: float = float("inf"),
     command: str = "",
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Measure all contestants on all profiles and write `llava.json` and `llava.md`; returns what they hold.
 
-    `slow` says how many images the contestants of transformers answer. After so many `seconds` nothing more begins.
+    `slow` says how many images the contestants of transformers answer.
     """
-    device, end = adapter.engine.device, time.perf_counter() + seconds
+    device = adapter.engine.device
     large = 8192 if device.type == "cuda" else 512
     found: dict[str, Any] = {
         "model": adapter.info.name,
@@ -443,15 +399,13 @@ def measure(
             texts: dict[str, Texts] = {}
             for repeat in range(repeats + 1):  # the first warms up
                 for name, part in parts.items():
-                    if time.perf_counter() > end:
-                        break
                     asked = [some[i] for i in part]
                     say(f"{profile}, {name}, " + (f"turn {repeat} of {repeats}" if repeat else "warming up"))
-                    began = _now(device)
+                    began = now(device)
                     # Ours warms up on everything: each shape that it meets is prepared once.
                     whole = repeat or name in ("shared", "unstored")
                     answers = CONTESTANTS[name](adapter, profile, asked if whole else asked[:1])
-                    took = _now(device) - began
+                    took = now(device) - began
                     if repeat:
                         # Of few images the questions differ in number: seconds are scaled to the profile's mean.
                         scale = n / (measured[name].questions / len(part))

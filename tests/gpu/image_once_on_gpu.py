@@ -37,9 +37,10 @@ from vlmamba_eval.model_adapters.hybrid.decoder import GrowingDecoder
 from vlmamba_eval.model_adapters.hybrid.engine import HybridEngine
 from vlmamba_eval.model_adapters.mmmamba.model import MMMamba, MMMambaConfig, keeps_float32
 from vlmamba_eval.model_adapters.mmmamba.tiles import grid_of
+from vlmamba_eval.model_adapters.shared.bench import AboutImage
 from vlmamba_eval.model_adapters.shared.template import TemplateConfig
 from vlmamba_eval.model_adapters.shared.vision_tower import TowerConfig
-from vlmamba_eval.model_adapters.vlmamba.bench.profiles import AboutImage, draw
+from vlmamba_eval.model_adapters.vlmamba.bench.profiles import draw
 from vlmamba_eval.model_adapters.vlmamba.bench.subject import PAD, numbered_tokenizer, strengthen
 from vlmamba_eval.model_adapters.vlmamba.config import TokenizerConfig
 from vlmamba_eval.model_adapters.vlmamba.decoder import Decoder

@@ -42,10 +42,11 @@ def bench(
     Raises:
         UsageError: options that do not go together, or names that are not known.
     """
+    from vlmamba_eval.model_adapters.shared.bench import machine
+
     from . import measure, report
     from .contestants import MODES, PEERS
     from .profiles import draw
-    from .timing import machine
 
     if model is None and shape is None:
         shape = "130m"

@@ -99,12 +99,18 @@ def _ours(
         engine = Engine(engine.model, engine.tokenizer, sharing=False, limits=engine.limits)
 
     def answer() -> Answers:
-        texts = []
-        for call in calls(subject, groups):
-            texts += [generation.text for generations in engine.generate(call) for generation in generations]
+        texts = [text for group in answers(subject, engine, groups) for text in group]
         return dict(zip(places, texts, strict=True))
 
     return answer
+
+
+def answers(subject: Subject, engine: Engine, groups: Sequence[ImageQuestions]) -> list[list[str]]:
+    """The texts that an engine, the subject's or another, gives to each group's questions."""
+    texts = []
+    for call in calls(subject, groups):
+        texts += [[generation.text for generation in generations] for generations in engine.generate(call)]
+    return texts
 
 
 def calls(subject: Subject, groups: Sequence[ImageQuestions]) -> Iterator[list[ImageQuestions]]:

@@ -22,16 +22,16 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
+from vlmamba_eval.model_adapters.shared.bench import AboutImage, machine, matrix_rate, seconds_of, timed
 from vlmamba_eval.model_adapters.shared.device import choose
 from vlmamba_eval.types import ImageQuestions
 
@@ -39,16 +39,15 @@ from ..adapter import VLMambaAdapter
 from ..config import PRESETS, Provenance, TokenizerConfig
 from ..decoder import Decoder
 from ..engine import Engine, Limits
-from ..language_model import LanguageModel
+from ..language_model import LanguageModel, MambaMixer
 from ..model import VLMamba, random_model
 from ..scan import causal_conv, selective_scan
 from ..scan.mamba_ssm import selective_scan_fn
 from . import measure, report
 from .command import LENGTHS
-from .contestants import calls, spread
-from .profiles import PROFILES, AboutImage, draw
+from .contestants import answers, spread
+from .profiles import PROFILES, draw
 from .subject import PAD, Subject, numbered_tokenizer, of_adapter, strengthen
-from .timing import machine, timed
 
 STEPS = ("rates", "all-questions", "unshared", "compare", "lengths", "scan", "profile")
 TASKS = ("gqa", "pope", "mme")
@@ -112,16 +111,9 @@ def distinct(batch: Sequence[ImageQuestions]) -> list[ImageQuestions]:
     return [ImageQuestions(item.image, tuple(dict.fromkeys(item.questions))) for item in batch]
 
 
-def answer(subject: Subject, engine: Engine, batch: Sequence[ImageQuestions]) -> list[list[str]]:
-    texts = []
-    for call in calls(subject, batch):
-        texts += [[generation.text for generation in generations] for generations in engine.generate(call)]
-    return texts
-
-
 def matrix_parameters(model: LanguageModel) -> int:
     """Parameters that multiply every token: the layers' matrices, without head and embeddings."""
-    mixer = model.blocks[0].mixer
+    mixer = cast(MambaMixer, model.blocks[0].mixer)
     d, d_model, rank, n = mixer.d_inner, mixer.d_model, mixer.dt_rank, mixer.d_state
     return len(model.blocks) * (2 * d * d_model + d * (rank + 2 * n) + rank * d + d * d_model)
 
@@ -141,8 +133,7 @@ def rates(subject: Subject, results: Results, small: bool) -> None:
 
 def _ceilings(device: str, results: Results, side: int) -> float:
     """What the card can do: multiply bfloat16 matrices, copy. Returns FLOP/s."""
-    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-    peak = 2 * side**3 / seconds_of(partial(torch.matmul, a, b), device)
+    peak = matrix_rate(device, torch.bfloat16, side)
     results.add(MATRIX_RATE, peak / 1e12)
     source, target = (torch.empty(side * side * 4, device=device) for _ in range(2))
     seconds = seconds_of(partial(target.copy_, source), device)
@@ -193,12 +184,12 @@ def all_questions(
     asked = distinct(batch)
     some = asked[:: max(1, round(8 * fraction))] if fraction > 0.2 else asked
     found: dict[Limits, float] = {}
-    answer(subject, subject.engine, some)  # kernels are compiled before the first is timed
+    answers(subject, subject.engine, some)  # kernels are compiled before the first is timed
     for limits in tries:
         engine = Engine(subject.engine.model, subject.engine.tokenizer, limits=limits)
-        answer(subject, engine, some[:8])  # warms up: kernels, graphs
+        answers(subject, engine, some[:8])  # warms up: kernels, graphs
         _reset_peak(subject)
-        found[limits], _ = timed(lambda e=engine: answer(subject, e, some), subject.device)
+        found[limits], _ = timed(lambda e=engine: answers(subject, e, some), subject.device)
         name = f"images {limits.images}, tokens {limits.tokens}, rows {limits.rows}"
         results.add(f"all questions: {len(some)} images with {name}: s", found[limits])
         results.add(f"all questions: {len(some)} images with {name}: peak GiB", _peak(subject))
@@ -207,11 +198,11 @@ def all_questions(
     best = min(found, key=lambda limits: found[limits])
     results.add("all questions: limits", asdict(best))
     engine = Engine(subject.engine.model, subject.engine.tokenizer, limits=best)
-    answer(subject, engine, some[:8])
+    answers(subject, engine, some[:8])
     flops, peak = 2 * matrix_parameters(subject.engine.model.language_model), results.values.get(MATRIX_RATE)
     for name, questions in (("equal ones once", asked), ("each asked", batch)):
         _reset_peak(subject)
-        seconds, _ = timed(lambda q=questions: answer(subject, engine, q), subject.device)
+        seconds, _ = timed(lambda q=questions: answers(subject, engine, q), subject.device)
         n = sum(len(item.questions) for item in questions)
         results.add(f"all questions, {name}: questions answered", n)
         results.add(f"all questions, {name}: images", len(questions))
@@ -235,8 +226,8 @@ def unshared(subject: Subject, results: Results, batch: Sequence[ImageQuestions]
         groups = [ImageQuestions(asked[i].image, (asked[i].questions[j],)) for i, j in chosen]
         model, tokenizer = subject.engine.model, subject.engine.tokenizer
         engine = Engine(model, tokenizer, limits=subject.engine.limits, sharing=sharing)
-        answer(subject, engine, groups[:4])
-        seconds, _ = timed(lambda e=engine, g=groups: answer(subject, e, g), subject.device)
+        answers(subject, engine, groups[:4])
+        seconds, _ = timed(lambda e=engine, g=groups: answers(subject, e, g), subject.device)
         results.add(f"unshared, {name}: questions measured", len(chosen))
         results.add(f"unshared, {name}: s", seconds)
         results.add(
@@ -252,19 +243,19 @@ def compare(subject: Subject, results: Results, batch: Sequence[ImageQuestions],
     ]
     model, tokenizer, limits = subject.engine.model, subject.engine.tokenizer, subject.engine.limits
     engine = Engine(model, tokenizer, limits=limits)
-    shared = answer(subject, engine, some)
+    shared = answers(subject, engine, some)
     alone = [ImageQuestions(item.image, (question,)) for item in some for question in item.questions]
-    plain = iter(answer(subject, engine, alone))
+    plain = iter(answers(subject, engine, alone))
     apart = [[next(plain)[0] for _ in item.questions] for item in some]
     smaller = Engine(model, tokenizer, limits=Limits(limits.images, limits.tokens // 8, max(1, limits.rows // 8)))
-    regrouped = answer(subject, smaller, some)
+    regrouped = answers(subject, smaller, some)
     del engine, smaller
     _empty_cache(subject)
     # The packed matrices of a CPU can't be copied, but are float32 already.
-    wide: VLMamba = model if subject.dtype == "float32" else copy.deepcopy(model).float()
+    wide = model if subject.dtype == "float32" else copy.deepcopy(cast(VLMamba, model)).float()
     engine = Engine(wide, tokenizer, limits=Limits(max(1, limits.images // 2), limits.tokens // 2, limits.rows))
-    exact = answer(subject, engine, some)
-    plain = iter(answer(subject, engine, alone[: len(alone) // 4]))
+    exact = answers(subject, engine, some)
+    plain = iter(answers(subject, engine, alone[: len(alone) // 4]))
     exact_apart = [next(plain)[0] for _ in range(len(alone) // 4)]
     flat = [text for texts in exact for text in texts]
     results.add("compare: questions", len(flat))
@@ -276,9 +267,9 @@ def compare(subject: Subject, results: Results, batch: Sequence[ImageQuestions],
         "float32, shared and unshared": ([flat[: len(exact_apart)]], [exact_apart]),
     }
     for name, (left, right) in pairs.items():
-        answers = [(a, b) for xs, ys in zip(left, right, strict=True) for a, b in zip(xs, ys, strict=True)]
-        results.add(f"compare: {name}: answers that differ", sum(a != b for a, b in answers) / len(answers))
-        first = sum(a.split()[:1] != b.split()[:1] for a, b in answers) / len(answers)
+        both = [(a, b) for xs, ys in zip(left, right, strict=True) for a, b in zip(xs, ys, strict=True)]
+        results.add(f"compare: {name}: answers that differ", sum(a != b for a, b in both) / len(both))
+        first = sum(a.split()[:1] != b.split()[:1] for a, b in both) / len(both)
         results.add(f"compare: {name}: first tokens that differ", first)
     del engine, wide
     _empty_cache(subject)
@@ -299,7 +290,7 @@ def lengths(subject: Subject, results: Results, out: Path, small: bool, repeats:
 def scan(subject: Subject, results: Results, small: bool) -> None:
     """The scan and the convolution of one layer, in bfloat16, ms."""
     device = torch.device(subject.device)
-    mixer = subject.engine.model.language_model.blocks[0].mixer
+    mixer = cast(MambaMixer, subject.engine.model.language_model.blocks[0].mixer)
     d, n, k = mixer.d_inner, mixer.d_state, mixer.d_conv
     authors = selective_scan_fn()
     backends = ["triton"] * (device.type == "cuda") + ["eager"] + ["mamba_ssm"] * (authors is not None)
@@ -341,11 +332,11 @@ def profile(subject: Subject, results: Results, batch: Sequence[ImageQuestions],
     from torch.profiler import ProfilerActivity, profile
 
     some = distinct(batch)[:16]
-    answer(subject, subject.engine, some)
+    answers(subject, subject.engine, some)
     cuda = torch.device(subject.device).type == "cuda"
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
     with torch.inference_mode(), profile(activities=activities) as trace:
-        seconds, _ = timed(lambda: answer(subject, subject.engine, some), subject.device)
+        seconds, _ = timed(lambda: answers(subject, subject.engine, some), subject.device)
     order = "self_cuda_time_total" if cuda else "self_cpu_time_total"
     table = trace.key_averages().table(sort_by=order, row_limit=30, max_name_column_width=70)
     (out / "profile.txt").write_text(f"{seconds:.3f} s\n{table}\n", encoding="utf-8")
@@ -363,21 +354,6 @@ def profile(subject: Subject, results: Results, batch: Sequence[ImageQuestions],
 # =============================================================================
 # Measuring
 # =============================================================================
-
-
-def seconds_of(run: Callable[[], object], device: torch.device | str, least: int = 5) -> float:
-    """The median of at least `least` runs after two to warm up, within about half a second."""
-    series = [timed(run, device)[0] for _ in range(2)]
-    wanted = max(least, min(20, int(0.5 / max(series[-1], 1e-6))))
-    cuda = torch.device(device).type == "cuda"
-    series = []
-    for _ in range(wanted):
-        start = time.perf_counter()
-        run()
-        if cuda:
-            torch.cuda.synchronize(device)
-        series.append(time.perf_counter() - start)
-    return statistics.median(series)
 
 
 def _reset_peak(subject: Subject) -> None:

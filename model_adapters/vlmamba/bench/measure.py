@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 
+from vlmamba_eval.model_adapters.shared.bench import MIB, AboutImage, Asked, Times, peak_memory, ratio, take_turns
 from vlmamba_eval.types import ImageQuestions
 
 from ..config import LanguageModelConfig
 from .contestants import Contestant, contestants
-from .profiles import AboutImage, Asked
 from .report import Row
 from .subject import Subject
-from .timing import MIB, Times, peak_memory, ratio, take_turns
 
 Say = Callable[[str], None]
 

@@ -9,40 +9,19 @@
 `gqa` and `pope` draw whole images from the token counts of the real files, in `question_lengths.json`, which says how
 they were counted, and answers from the lengths of LLaVA-1.5-13B's released answers. Lengths are those of everything
 after the image, with the template's end.
-
-Random weights never end an answer. An answer of n tokens therefore becomes a limit of n + 1: a trained model decodes
-one token more, the end mark, so that the steps are the same.
 """
 
 from __future__ import annotations
 
-import json
 import random
-from bisect import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from itertools import accumulate
+from functools import partial
 from pathlib import Path
-from typing import Any
+
+from vlmamba_eval.model_adapters.shared.bench import AboutImage, Asked, counted
 
 LENGTHS_FILE = Path(__file__).parent / "question_lengths.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """One question: tokens after the image, and tokens that are decoded."""
-
-    tokens: int
-    new_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class AboutImage:
-    """All questions about one image. The first `distinct` of them differ; the others repeat some of those."""
-
-    questions: tuple[Asked, ...]
-    distinct: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,35 +31,6 @@ class Profile:
     summary: str
     draw: Callable[[random.Random, int], list[AboutImage]]
     whole: int | None = None
-
-
-# =============================================================================
-# From the real files
-# =============================================================================
-
-
-@cache
-def question_lengths() -> dict[str, Any]:
-    """Token counts of the real files."""
-    return json.loads(LENGTHS_FILE.read_text(encoding="utf-8"))
-
-
-def counted(name: str, rng: random.Random, n: int) -> list[AboutImage]:
-    """`n` images of a counted benchmark, in an order drawn from `rng`; beyond its number they come again."""
-    known = question_lengths()[name]
-    answers = known["answers"]
-    lengths, cumulated = [int(length) for length in answers], list(accumulate(answers.values()))
-    order: list[int] = []
-    while len(order) < n:
-        order += rng.sample(range(len(known["images"])), len(known["images"]))
-    drawn = []
-    for image in order[:n]:
-        questions = tuple(
-            Asked(tokens, 1 + lengths[bisect(cumulated, rng.randrange(cumulated[-1]))])
-            for tokens in known["images"][image]
-        )
-        drawn.append(AboutImage(questions, known["distinct"][image]))
-    return drawn
 
 
 # =============================================================================
@@ -128,8 +78,8 @@ def uniform(rng: random.Random, n: int, questions: int = 18) -> list[AboutImage]
 
 PROFILES: dict[str, Profile] = {
     "uniform": Profile("18 questions per image, 20 to 40 tokens, 4 decoded", uniform),
-    "gqa": Profile("GQA testdev_balanced, counted", lambda rng, n: counted("gqa", rng, n), 398),
-    "pope": Profile("POPE on COCO, counted", lambda rng, n: counted("pope", rng, n), 500),
+    "gqa": Profile("GQA testdev_balanced, counted", partial(counted, LENGTHS_FILE, "gqa"), 398),
+    "pope": Profile("POPE on COCO, counted", partial(counted, LENGTHS_FILE, "pope"), 500),
     "vqav2": Profile("VQAv2 val, by description", _vqav2, 40_504),
     "mme": Profile("MME, by description", _mme, 1_187),
 }

@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from vlmamba_eval.model_adapters.shared.bench import AboutImage
 from vlmamba_eval.model_adapters.shared.device import choose
 from vlmamba_eval.model_adapters.shared.template import render
 from vlmamba_eval.types import ImageQuestions, ModelError, Question
@@ -25,7 +26,6 @@ from ..language_model import LanguageModel, keeps_float32
 from ..linear import onednn_works
 from ..model import VLMamba
 from ..scan import choose_backend
-from .profiles import AboutImage
 
 PREFIX_TOKENS = 600
 """Tokens that stand for an image if there is no encoder: between CLIP's 576 and SigLIP's 729."""
@@ -87,7 +87,8 @@ def backend(device: torch.device, dtype: str) -> str:
 
 def of_adapter(adapter: VLMambaAdapter, seed: int = 0) -> Subject:
     """A loaded model, with images of random pixels."""
-    engine, config = adapter.engine, adapter.engine.model.config
+    engine = adapter.engine
+    config = cast(VLMamba, engine.model).config
     size = config.vision.image_size
 
     def image(number: int) -> Tensor:

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from vlmamba_eval.model_adapters.llava.bench import (
+    LENGTHS,
     PROFILES,
     TINY,
-    draw,
     items,
     measure,
-    question_lengths,
     random_adapter,
 )
+from vlmamba_eval.model_adapters.shared.bench import counted, question_lengths
 from vlmamba_eval.model_adapters.shared.prefix_adapter import PrefixAdapter
 
 
@@ -44,8 +44,10 @@ def test_all_contestants_answer_alike_and_are_written(adapter: PrefixAdapter, tm
 def test_questions_have_the_lengths_of_the_real_lists(adapter: PrefixAdapter, tmp_path: Path) -> None:
     some = items(adapter, "pope", 2, tmp_path)
     lengths = [[len(adapter.conversations.asked(text, image=True)) for text, _ in item.questions] for item in some]
-    assert lengths == [[n for n, _ in image] for image in draw("pope", 2, random.Random("pope/0"))]
-    known = question_lengths()
+    assert lengths == [
+        [asked.tokens for asked in about.questions] for about in counted(LENGTHS, "pope", random.Random("pope/0"), 2)
+    ]
+    known = question_lengths(LENGTHS)
     totals = {name: (len(known[name]["images"]), sum(map(len, known[name]["images"]))) for name in PROFILES}
     assert totals == {"gqa": (398, 12_578), "pope": (500, 8_910), "mme": (1_187, 2_374)}
     assert sum(known["pope"]["distinct"]) == 5_043

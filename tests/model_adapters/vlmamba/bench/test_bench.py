@@ -13,13 +13,13 @@ import torch
 from click.testing import CliRunner
 
 from vlmamba_eval.cli import cli
+from vlmamba_eval.model_adapters.shared.bench import AboutImage, Asked, peak_memory, ratio, take_turns
 from vlmamba_eval.model_adapters.vlmamba.bench import measure, report
 from vlmamba_eval.model_adapters.vlmamba.bench.contestants import MODES, PEERS, contestants, spread
 from vlmamba_eval.model_adapters.vlmamba.bench.full_suite import distinct, prepare, workload
-from vlmamba_eval.model_adapters.vlmamba.bench.profiles import PROFILES, AboutImage, Asked, draw
+from vlmamba_eval.model_adapters.vlmamba.bench.profiles import PROFILES, draw
 from vlmamba_eval.model_adapters.vlmamba.bench.report import COLUMNS, Row
 from vlmamba_eval.model_adapters.vlmamba.bench.subject import Subject, of_adapter, of_shape
-from vlmamba_eval.model_adapters.vlmamba.bench.timing import peak_memory, ratio, take_turns
 from vlmamba_eval.model_adapters.vlmamba.config import LanguageModelConfig
 from vlmamba_eval.types import UsageError
 

@@ -1,4 +1,4 @@
-"""Contestants in turn, several times; memory; the machine.
+"""What the families' measurements of speed share: counted questions, turns and times, memory, the machine.
 
 A time on its own says little on a machine that others use too. All contestants therefore take turns in one process,
 and a ratio is that of medians, with the smallest and the largest ratio within one turn beside it.
@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import json
 import os
 import platform
+import random
 import statistics
 import time
+from bisect import bisect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache, partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -23,6 +28,59 @@ import torch
 T = TypeVar("T")
 
 MIB = 2**20
+
+
+# =============================================================================
+# What is asked
+# =============================================================================
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One question: tokens after the image, and tokens that are decoded."""
+
+    tokens: int
+    new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class AboutImage:
+    """All questions about one image. The first `distinct` of them differ; the others repeat some of those."""
+
+    questions: tuple[Asked, ...]
+    distinct: int
+
+
+@cache
+def question_lengths(file: Path) -> dict[str, Any]:
+    """Token counts of the real question lists, with one tokenizer; the file says how they were counted."""
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def counted(file: Path, name: str, rng: random.Random, n: int) -> list[AboutImage]:
+    """`n` images of a counted benchmark, in an order drawn from `rng`; beyond its number they come again.
+
+    Random weights never end an answer. An answer of n tokens therefore becomes a limit of n + 1: a trained model
+    decodes one token more, the end mark, so that the steps are the same.
+    """
+    known = question_lengths(file)[name]
+    lengths, cumulated = [int(length) for length in known["answers"]], list(accumulate(known["answers"].values()))
+    order: list[int] = []
+    while len(order) < n:
+        order += rng.sample(range(len(known["images"])), len(known["images"]))
+    drawn = []
+    for image in order[:n]:
+        questions = tuple(
+            Asked(tokens, 1 + lengths[bisect(cumulated, rng.randrange(cumulated[-1]))])
+            for tokens in known["images"][image]
+        )
+        drawn.append(AboutImage(questions, known["distinct"][image]))
+    return drawn
+
+
+# =============================================================================
+# Time
+# =============================================================================
 
 
 @dataclass
@@ -84,22 +142,39 @@ def take_turns(
 def timed(run: Callable[[], T], device: torch.device | str) -> tuple[float, T]:
     """Seconds until the device is done, and what the run returned."""
     gc.collect()
-    _synchronise(device)
-    start = time.perf_counter()
+    began = now(device)
     returned = run()
-    _synchronise(device)
-    return time.perf_counter() - start, returned
+    return now(device) - began, returned
+
+
+def now(device: torch.device | str) -> float:
+    """Seconds on the clock once the device has done what it was given."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def seconds_of(run: Callable[[], object], device: torch.device | str, least: int = 5) -> float:
+    """The median of at least `least` runs after two to warm up, within about half a second."""
+    warm = [timed(run, device)[0] for _ in range(2)]
+    series = []
+    for _ in range(max(least, min(20, int(0.5 / max(warm[-1], 1e-6))))):
+        began = now(device)
+        run()
+        series.append(now(device) - began)
+    return statistics.median(series)
+
+
+def matrix_rate(device: torch.device | str, dtype: torch.dtype, side: int) -> float:
+    """Floating point operations per second of a product of two square matrices."""
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    return 2.0 * side**3 / seconds_of(partial(torch.matmul, a, b), device)
 
 
 def ratio(seconds: Sequence[float], base: Sequence[float]) -> Ratio:
     """Of two series that were measured in turns."""
     each = [a / b for a, b in zip(seconds, base, strict=True)]
     return Ratio(statistics.median(seconds) / statistics.median(base), min(each), max(each))
-
-
-def _synchronise(device: torch.device | str) -> None:
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 # =============================================================================
