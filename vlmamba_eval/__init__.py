@@ -21,11 +21,16 @@ def load_runs(*paths: str | Path) -> pd.DataFrame:
 
     Raises `StoreError` for a run that is damaged, or was edited after it was scored.
     """
-    from vlmamba_eval.report.tables import load_runs, tidy
+    import pandas as pd
+
+    from vlmamba_eval.report.tables import COLUMNS, load_runs, tidy
     from vlmamba_eval.store import find_runs
 
     folders = [folder for path in paths for folder in find_runs(Path(path))]
-    return tidy(load_runs(folders, Path()), [])
+    frame = pd.DataFrame(tidy(load_runs(folders, Path()), []), columns=pd.Index(COLUMNS))
+    for name in ("n", "n_images", "n_unparsed", "n_missing", "n_error", "n_truncated", "version"):
+        frame[name] = frame[name].astype("Int64")
+    return frame
 
 
 def load_verdicts(*folders: str | Path) -> pd.DataFrame:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from vlmamba_eval.baselines import Published
 from vlmamba_eval.report import text
-from vlmamba_eval.report.tables import Board, Line, RunScores, board, markdown, number, tidy
+from vlmamba_eval.report.tables import Board, Line, RunScores, as_csv, board, markdown, number, tidy
 
 _SPECIAL = {
     **{char: f"\\{char}" for char in "&%$#_{}"},
@@ -27,7 +26,7 @@ def write(form: str, runs: Sequence[RunScores], baselines: Sequence[Published], 
     if form == "md":
         return markdown(runs, baselines)
     if form == "csv":
-        return tidy(runs, baselines).to_csv(index=False, lineterminator="\n")
+        return as_csv(runs, baselines)
     if form == "latex":
         return latex(board(runs, baselines), intervals=intervals)
     return as_json(runs, baselines)
@@ -35,8 +34,7 @@ def write(form: str, runs: Sequence[RunScores], baselines: Sequence[Published], 
 
 def as_json(runs: Sequence[RunScores], baselines: Sequence[Published]) -> str:
     """One object per metric, with the names of the CSV's columns; what is undefined is null."""
-    rows: list[dict[str, Any]] = json.loads(tidy(runs, baselines).to_json(orient="records", double_precision=15))
-    return json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(tidy(runs, baselines), indent=1, ensure_ascii=False) + "\n"
 
 
 # =============================================================================

@@ -7,7 +7,9 @@ beside it.
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import itertools
 import urllib.parse
 from collections import defaultdict
@@ -460,14 +462,12 @@ def _table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> 
 # =============================================================================
 
 
-def tidy(runs: Sequence[RunScores], baselines: Sequence[Published]) -> Any:
-    """One row per model, task, split, category and metric, as a `pandas.DataFrame` with the columns `COLUMNS`.
+def tidy(runs: Sequence[RunScores], baselines: Sequence[Published]) -> list[dict[str, Any]]:
+    """One row per model, task, split, category and metric, with the columns `COLUMNS`; None if a cell is empty.
 
     Published rows have `status` "published" and neither counts nor intervals. Only baselines of the tasks that were
     run are listed.
     """
-    import pandas as pd
-
     rows: list[dict[str, Any]] = []
     for run in runs:
         model, scores = run.manifest.model, run.scores
@@ -504,16 +504,21 @@ def tidy(runs: Sequence[RunScores], baselines: Sequence[Published]) -> Any:
                     "source": f"{row.source} ({row.note})" if row.note else row.source,
                 }
             )
-    rows = [{name: text.cell(v) if isinstance(v, str) else v for name, v in row.items()} for row in rows]
-    frame = pd.DataFrame(rows, columns=pd.Index(COLUMNS))
-    for name in ("n", "n_images", "n_unparsed", "n_missing", "n_error", "n_truncated", "version"):
-        frame[name] = frame[name].astype("Int64")
-    return frame
+    return [{name: text.cell(v) if isinstance(v := row.get(name), str) else v for name in COLUMNS} for row in rows]
+
+
+def as_csv(runs: Sequence[RunScores], baselines: Sequence[Published]) -> str:
+    """The tidy table as CSV, numbers with all their digits."""
+    made = io.StringIO()
+    writer = csv.DictWriter(made, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(tidy(runs, baselines))
+    return made.getvalue()
 
 
 def write_leaderboard(out: Path, runs: Sequence[RunScores], baselines: Sequence[Published]) -> tuple[Path, Path]:
     """Write `leaderboard.md` and `leaderboard.csv` into `out`, atomically; their absolute paths."""
     paths = (out / "leaderboard.md").resolve(), (out / "leaderboard.csv").resolve()
     write_atomic(paths[0], markdown(runs, baselines))
-    write_atomic(paths[1], tidy(runs, baselines).to_csv(index=False, lineterminator="\n"))
+    write_atomic(paths[1], as_csv(runs, baselines))
     return paths
