@@ -17,13 +17,13 @@ and as VQAv2 (min(n/3, 1) of ten annotators) with ten; with two to nine referenc
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmamba_eval.folder import Folder
+from vlmamba_eval.strict_json import parse_json
 from vlmamba_eval.task import LETTER_ANSWER, LETTERS, SHORT_ANSWER, Task, TaskInfo, accuracy_metrics, lettered
 from vlmamba_eval.tasks.options import read_choice
 from vlmamba_eval.tasks.pope import read_yes_no
@@ -152,7 +152,7 @@ def _list(row: Row, name: str, table: bool) -> list[Any]:
     value = row.values.get(name)
     if table and isinstance(value, str) and value.startswith("["):
         try:
-            value = json.loads(value)
+            value = parse_json(value)
         except ValueError:
             row.fail(f"field {name!r} begins with '[' and is not a JSON list: {value!r:.80}")
     if value is None or value == "":

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,26 @@ def test_the_check_sees_each_fault(line: str) -> None:
     assert list(faults(ast.parse(line)))
 
 
+def json_readers(tree: ast.AST) -> Iterator[int]:
+    """The lines of calls that read JSON by another way than `strict_json`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and name_of(node) in (
+            "json.loads", "json.load", "json.JSONDecoder", "msgspec.json.decode", "msgspec.json.Decoder",
+        ):  # fmt: skip
+            yield node.lineno
+        if isinstance(node, ast.ImportFrom) and node.module in ("json", "msgspec.json"):
+            yield node.lineno
+
+
+OWN_READERS = {"vlmamba_eval/strict_json.py", "vlmamba_eval/store.py"}  # the store: answers, by the hundred thousand
+
+
+def test_there_is_one_way_in_for_json() -> None:
+    ours = [path for path in SOURCES if path.relative_to(ROOT).parts[0] in PACKAGES]
+    found = {path for path in ours if any(json_readers(ast.parse(path.read_text(encoding="utf-8"))))}
+    assert {str(path.relative_to(ROOT)) for path in found} == OWN_READERS
+
+
 def test_nothing_names_this_or_that_machine() -> None:
     """Absolute paths and package indices belong to the machine where a line was written, not to the project."""
     machine = re.compile(
@@ -109,6 +130,7 @@ FILES = [path for path in SOURCES if path.relative_to(ROOT).parts[0] in PACKAGES
 MODULES = {module_of(path): path for path in FILES if not path.is_relative_to(ROOT / "vlmamba_eval" / "tasks")}
 
 
+@cache
 def arrows() -> set[tuple[str, str]]:
     """Every (module, imported module) of the project; experiments beside recipes use it from outside."""
     found = set()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from vlmamba_eval.strict_json import parse_json
 from vlmamba_eval.types import DataError
 
 MANIFEST = "vlmamba-data.json"
@@ -111,7 +111,7 @@ def _index(tar: Path, size: int, changed: int) -> Index:
         with tarfile.open(tar, "r:") as archive:
             first = archive.next()
             if first is not None and first.name == MANIFEST and (file := archive.extractfile(first)) is not None:
-                held = json.loads(file.read())
+                held = parse_json(file.read())
                 if held["bytes"] == size - (first.offset_data + _padded(first.size)):  # as it was written
                     start = first.offset_data + _padded(first.size)
                     files = {item["path"]: (start + item["offset"], item["size"]) for item in held["files"]}

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from vlmamba_eval.strict_json import parse_json
 from vlmamba_eval.types import StoreError
 
 T = TypeVar("T")
@@ -59,12 +60,12 @@ def read_typed(path: Path, kind: type[T], *, format: int, missing: str, remedy: 
     `missing` and `remedy` say what to do about a file that is not there, or damaged.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StoreError(f"{path} is missing. {missing}") from None
     except OSError as error:
         raise StoreError(f"{path} cannot be read ({error.strerror or error}).") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise StoreError(f"{path} is damaged: expected JSON ({error}). {remedy}") from None
     if isinstance(value, dict) and value.get("format") != format:
         raise StoreError(

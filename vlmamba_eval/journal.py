@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, TypeVar
 
 from vlmamba_eval.files import cannot_write, sync_folder
+from vlmamba_eval.strict_json import parse_json
 from vlmamba_eval.types import StoreError
 
 T = TypeVar("T")
@@ -38,7 +39,11 @@ def whole(line: bytes) -> bytes:
     return body + b"}"
 
 
-def read(path: Path, what: str = "record", decode: Callable[[bytes], T] = json.loads) -> Iterator[tuple[int, T]]:
+def _plain(line: bytes) -> Any:
+    return parse_json(line, constants=True)  # a likelihood may be -Infinity
+
+
+def read(path: Path, what: str = "record", decode: Callable[[bytes], T] = _plain) -> Iterator[tuple[int, T]]:
     """(line number, record) of a journal, without touching it; a torn last line is left out.
 
     `what` names a record in messages; `decode` reads one from its JSON. Raises `StoreError` for a damaged line.

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
 import os
 import sys
 import zlib
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import msgspec
 
 from vlmamba_eval.nearest import did_you_mean
+from vlmamba_eval.strict_json import parse_json
 from vlmamba_eval.types import EvalError, UsageError
 
 if TYPE_CHECKING:
@@ -300,8 +300,8 @@ def _unknown(model: str, families: Mapping[str, Family]) -> str:
 def _config(folder: Path) -> Mapping[str, Any]:
     """The folder's config.json; empty if it has none, or one that no family could read."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        config = parse_json((folder / "config.json").read_text(encoding="utf-8"), constants=True)
+    except (OSError, ValueError):
         return {}
     return config if isinstance(config, dict) else {}
 

@@ -6,12 +6,12 @@ Everything read here is untrusted. A wrong file is a `DataError` that names file
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from vlmamba_eval.strict_json import NotJSON, parse_json
 from vlmamba_eval.types import DataError, ImageRef
 
 MAX_MESSAGE = 600
@@ -136,14 +136,13 @@ def read_jsonl(path: Path) -> Iterator[Row]:
         if line.strip():
             where = f"{path}:{number}"
             try:
-                value = json.loads(line, parse_constant=_refuse_constant, object_pairs_hook=unique_keys)
-            except json.JSONDecodeError as error:
+                value = parse_json(line)
+            except NotJSON as error:
+                place = f", column {error.column}" if error.line else ""
                 raise DataError(
-                    f"{where}: not a valid JSON line ({error.msg}, column {error.colno}): {shorten(line)}. "
+                    f"{where}: not a valid JSON line ({error.reason}{place}): {shorten(line)}. "
                     "The file may be cut off or hold something else."
                 ) from None
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{where}: not a valid JSON line ({error}).") from None
             if not isinstance(value, dict):
                 raise DataError(f"{where}: expected one JSON object a line, found {shorten(value)}.")
             yield Row(value, where)
@@ -153,29 +152,10 @@ def read_json(path: Path) -> Any:
     """A whole JSON file. Raises `DataError` with line and column if it is damaged."""
     text = read_text(path)
     try:
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=unique_keys)
-    except json.JSONDecodeError as error:
+        return parse_json(text)
+    except NotJSON as error:
+        place, column = (f"{path}:{error.line}", f", column {error.column}") if error.line else (path, "")
         raise DataError(
-            f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno}); it begins with "
-            f"{text[:40]!r}. The file may be cut off or be something else: fetch it again and compare its size."
+            f"{place}: not valid JSON ({error.reason}{column}); it begins with {text[:40]!r}. "
+            "The file may be cut off or be something else: fetch it again and compare its size."
         ) from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON ({error}).") from None
-
-
-class _BadJSON(ValueError):
-    pass
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise _BadJSON(f"{name} is not a JSON number")
-
-
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A hook for `json.loads` that refuses an object in which a key appears twice."""
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise _BadJSON(f"key {twice!r} occurs twice in one object")
-    return result

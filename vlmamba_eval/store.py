@@ -31,6 +31,7 @@ from vlmamba_eval import journal
 from vlmamba_eval.files import cannot_write, read_typed, remove_leftovers, sync_folder, write_atomic, write_json
 from vlmamba_eval.journal import Journal
 from vlmamba_eval.manifest import FORMAT, Manifest, canonical_json, differences
+from vlmamba_eval.strict_json import parse_json
 from vlmamba_eval.types import Answer, Failure, Generation, Likelihood, Scores, StopReason, StoreError
 
 MANIFEST, ANSWERS, TELEMETRY, SCORES, VERDICTS, DONE = (
@@ -249,8 +250,8 @@ def read_verdicts(folder: Path) -> Iterator[dict[str, Any]]:
         raise StoreError(f"{path} is damaged: {error}. {REWRITE}") from None
     for number, line in enumerate(lines, 1):
         try:
-            yield json.loads(line)
-        except (ValueError, RecursionError) as error:
+            yield parse_json(line)
+        except ValueError as error:
             raise StoreError(f"{path}:{number} is damaged: {error}. {REWRITE}") from None
 
 
@@ -262,7 +263,7 @@ def data_source(folder: Path) -> str | None:
         return None
     for line in reversed(lines):
         with contextlib.suppress(ValueError, KeyError, TypeError):  # torn by a crash, or an event of another kind
-            return str(json.loads(line)["data"])
+            return str(parse_json(line)["data"])
     return None
 
 
@@ -296,7 +297,7 @@ def _decode(line: bytes) -> _Record:
     try:
         return _decoder.decode(line)
     except msgspec.DecodeError:  # half a surrogate pair, which only Python's reader takes
-        return msgspec.convert(json.loads(line), _Record)
+        return msgspec.convert(parse_json(line, constants=True), _Record)
 
 
 def _to_record(answer: Answer) -> dict[str, Any]:

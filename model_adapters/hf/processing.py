@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 from typing import Any
 
 from vlmamba_eval.model_adapters.shared.hub_checkpoint import HubCheckpoint
+from vlmamba_eval.strict_json import parse_json
 from vlmamba_eval.types import ModelError
 
 _IMAGE_MODELS = "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"
@@ -85,7 +85,8 @@ def load_processor(checkpoint: HubCheckpoint) -> Any:
 def _stated_class(checkpoint: HubCheckpoint) -> str | None:
     for file in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
         try:
-            stated = json.loads((checkpoint.folder / file).read_text(encoding="utf-8")).get("processor_class")
+            text = (checkpoint.folder / file).read_text(encoding="utf-8")
+            stated = parse_json(text, constants=True).get("processor_class")
         except (OSError, ValueError, AttributeError):
             continue
         if stated:

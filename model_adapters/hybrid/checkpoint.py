@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,14 @@ from torch import nn
 
 from vlmamba_eval.model_adapters.shared.published import fetch
 from vlmamba_eval.model_adapters.vlmamba.checkpoint import check_shapes, weight_files
+from vlmamba_eval.strict_json import parse_json
 from vlmamba_eval.types import ModelError, UsageError
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """A JSON object from a file; `ModelError` says what was expected there."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_text(encoding="utf-8"), constants=True)
     except FileNotFoundError:
         raise ModelError(f"{path} is missing: expected {what}") from None
     except (OSError, ValueError) as error:

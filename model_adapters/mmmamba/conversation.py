@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any, Protocol
 
+from vlmamba_eval.strict_json import parse_json
 from vlmamba_eval.types import ModelError, UsageError
 
 from .model import MMMambaConfig
@@ -173,7 +173,7 @@ def _added_tokens(folder: Path) -> dict[str, int]:
         if not path.is_file():
             continue
         try:
-            data: Any = json.loads(path.read_text(encoding="utf-8"))
+            data: Any = parse_json(path.read_text(encoding="utf-8"), constants=True)
             if name == "added_tokens.json":
                 found |= {str(token): int(id_) for token, id_ in data.items()}
             else:

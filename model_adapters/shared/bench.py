@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import json
 import os
 import platform
 import random
@@ -24,6 +23,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
+
+from vlmamba_eval.strict_json import parse_json
 
 T = TypeVar("T")
 
@@ -54,7 +55,7 @@ class AboutImage:
 @cache
 def question_lengths(file: Path) -> dict[str, Any]:
     """Token counts of the real question lists, with one tokenizer; the file says how they were counted."""
-    return json.loads(file.read_text(encoding="utf-8"))
+    return parse_json(file.read_text(encoding="utf-8"))
 
 
 def counted(file: Path, name: str, rng: random.Random, n: int) -> list[AboutImage]:

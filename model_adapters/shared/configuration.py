@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vlmamba_eval.strict_json import parse_json
 from vlmamba_eval.types import ModelError
 
 _LARGEST = 64 * 2**20
@@ -27,11 +27,9 @@ def read_json(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         if text.startswith("version https://git-lfs"):
             raise ModelError(f"{path}: {LFS}")
-        data = json.loads(text)
+        data = parse_json(text, constants=True)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: expected JSON, found: {str(error)[:200]}") from None
-    except RecursionError:
-        raise ModelError(f"{path}: expected a configuration, found JSON that is nested too deeply") from None
     if not isinstance(data, dict):
         raise ModelError(f"{path}: expected a JSON object, found {shorten(data)}")
     return data

@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from vlmamba_eval.strict_json import parse_json
+
 # Hashing less than this takes no time worth a file beside the weights.
 _CACHE_FROM = 64 * 2**20
 
@@ -23,7 +25,7 @@ def of_files(files: Sequence[Path], cache: Path) -> str:
     # A list: files of several folders may have the same name.
     marks = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        known = json.loads(cache.read_text(encoding="utf-8"))
+        known = parse_json(cache.read_text(encoding="utf-8"))
         if known["files"] == marks:
             return str(known["fingerprint"])
     digest = hashlib.sha256()

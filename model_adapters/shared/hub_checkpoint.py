@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlmamba_eval.strict_json import parse_json
 from vlmamba_eval.types import ModelError
 
 from .fingerprint import of_files
@@ -64,7 +64,7 @@ def _fetch(model: str) -> Path:
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"), constants=True)
     except OSError as error:
         raise ModelError(f"{path}: expected the configuration of a transformers checkpoint, found: {error}") from None
     except ValueError as error:

@@ -19,6 +19,7 @@ from msgspec import Meta
 from vlmamba_eval.model_adapters.shared.configuration import read_json, shorten
 from vlmamba_eval.model_adapters.shared.pixels import PreprocessingConfig
 from vlmamba_eval.model_adapters.shared.template import TemplateConfig
+from vlmamba_eval.strict_json import parse_json
 from vlmamba_eval.types import ModelError
 
 FORMAT = "vlmamba-1"
@@ -211,7 +212,7 @@ T = TypeVar("T")
 
 def to_dict(config: ModelConfig) -> dict[str, Any]:
     """The configuration as plain data, ready for JSON."""
-    return {"format": FORMAT, **json.loads(json.dumps(dataclasses.asdict(config)))}
+    return {"format": FORMAT, **parse_json(json.dumps(dataclasses.asdict(config)))}
 
 
 def from_dict(data: Any, where: str) -> ModelConfig:

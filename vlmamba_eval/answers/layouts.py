@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from vlmamba_eval.rows import Row, read_text, shorten, unique_keys
+from vlmamba_eval.rows import Row, read_text, shorten
+from vlmamba_eval.strict_json import NotJSON, parse_json
 from vlmamba_eval.types import DataError
 
 EXPECTED = (
@@ -140,37 +140,31 @@ def _read_file(path: Path) -> Iterator[Saved]:
 
 def _decode(text: str) -> Any:
     """JSON as Python writes it: NaN and Infinity are numbers here, and an error only in a field that is read."""
-    return json.loads(text, object_pairs_hook=unique_keys)
+    return parse_json(text, constants=True)
 
 
 def _json(path: Path, text: str) -> Iterator[Saved]:
     try:
         value = _decode(text)
-    except json.JSONDecodeError as error:
+    except NotJSON as error:
         whole = error
-    except (ValueError, RecursionError) as error:
-        if "\n" not in text.strip():
-            raise DataError(f"{path}: not valid JSON ({error}).") from None
-        yield from _lines(path, text)
-        return
     else:
         yield from _value(path, value)
         return
     first = text.lstrip().split("\n", 1)[0]
+    if not whole.line and "\n" not in text.strip():
+        raise DataError(f"{path}: not valid JSON ({whole}).")
     try:
         _decode(first)
-    except (ValueError, RecursionError):
-        if whole.pos >= len(text.rstrip()):
-            raise DataError(
-                f"{path}:{whole.lineno}: the file ends within its JSON ({whole.msg}); it begins with {shorten(first)}."
-            ) from None
-        if len(text.strip().split("\n")) > 1 and first.rstrip().endswith("}"):
+    except NotJSON:
+        if not whole.line or (len(text.strip().split("\n")) > 1 and first.rstrip().endswith("}")):
             yield from _lines(path, text)  # names the line
             return
-        raise DataError(
-            f"{path}:{whole.lineno}: not valid JSON ({whole.msg}, column {whole.colno}); "
-            f"the file begins with {shorten(first)}."
-        ) from None
+        if whole.position >= len(text.rstrip()):
+            what = f"the file ends within its JSON ({whole.reason}); it"
+        else:
+            what = f"not valid JSON ({whole.reason}, column {whole.column}); the file"
+        raise DataError(f"{path}:{whole.line}: {what} begins with {shorten(first)}.") from None
     yield from _lines(path, text)
 
 
@@ -182,12 +176,11 @@ def _lines(path: Path, text: str) -> Iterator[Saved]:
         where = f"{path}:{number}"
         try:
             value = _decode(line)
-        except json.JSONDecodeError as error:
-            ends = error.pos >= len(line.rstrip()) or error.msg.startswith("Unterminated")
-            what = "the line ends within its JSON" if ends else f"column {error.colno}"
-            raise DataError(f"{where}: not a valid JSON line ({error.msg}; {what}): {shorten(line)}.") from None
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: not a valid JSON line ({error}).") from None
+        except NotJSON as error:
+            ends = error.position >= len(line.rstrip()) or error.reason.startswith("Unterminated")
+            what = "the line ends within its JSON" if ends else f"column {error.column}"
+            what = f"{error.reason}; {what}" if error.line else error.reason
+            raise DataError(f"{where}: not a valid JSON line ({what}): {shorten(line)}.") from None
         if not isinstance(value, dict):
             raise DataError(f"{where}: expected one JSON object a line, found {shorten(value)}.")
         row = Row(value, where)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import time
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from vlmamba_eval.chat.server import Reply
+from vlmamba_eval.strict_json import NotJSON, parse_json
 from vlmamba_eval.types import StopReason
 
 if TYPE_CHECKING:
@@ -78,8 +78,8 @@ def completion_of(body: bytes) -> dict[str, Any]:
     if len(body) > MAX_BODY:
         raise Refused(f"it sent more than {MAX_BODY} bytes in place of an answer")
     try:
-        completion = json.loads(body)
-    except (ValueError, RecursionError):
+        completion = parse_json(body, constants=True)
+    except NotJSON:
         raise Passing(f"the reply is no whole JSON: {_excerpt(body)!r}") from None
     choices = get(completion, "choices", list)
     if not choices or get(choices[0], "message", dict) is None:
@@ -192,8 +192,8 @@ def duration(text: str) -> float:
 def _said(body: bytes) -> str:
     """The message in an error's body: OpenAI's `error.message` and code, FastAPI's `detail`, or the body itself."""
     try:
-        found = json.loads(body)
-    except (ValueError, RecursionError):
+        found = parse_json(body, constants=True)
+    except NotJSON:
         return _excerpt(body)
     error = found.get("error", found) if isinstance(found, dict) else found
     if isinstance(error, dict):

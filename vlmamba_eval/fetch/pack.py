@@ -17,6 +17,7 @@ from vlmamba_eval.dataset import load_dataset, read_folder
 from vlmamba_eval.fetch.download import STATE
 from vlmamba_eval.fetch.plan import is_there
 from vlmamba_eval.images import open_image
+from vlmamba_eval.strict_json import parse_json
 from vlmamba_eval.types import DataError, EvalError, ImageRef, UsageError
 
 if TYPE_CHECKING:
@@ -237,12 +238,12 @@ def _noted(root: Path) -> tuple[dict[str, dict[str, Any]], bool]:
     """What is noted of each file by name, and whether that is a manifest of all."""
     try:
         if (root / MANIFEST).is_file():
-            manifest = json.loads((root / MANIFEST).read_bytes())
+            manifest = parse_json((root / MANIFEST).read_bytes())
             return {item["path"]: item for item in manifest["files"]}, True
         journal = root / STATE / "journal.jsonl"
         if not isinstance(root, InArchive) and journal.is_file():
             lines = journal.read_text(encoding="utf-8").splitlines()
-            items = [json.loads(line) for line in lines if line.endswith("}")]  # a kill may have cut one
+            items = [parse_json(line) for line in lines if line.endswith("}")]  # a kill may have cut one
             return {item["path"]: item for item in items}, False
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{root}: its list of files is damaged ({type(error).__name__}: {error}).") from None

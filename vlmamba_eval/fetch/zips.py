@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -13,8 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from vlmamba_eval.fetch.http import DamagedError, FetchError
 from vlmamba_eval.fetch.places import LocalPlace, Place
+from vlmamba_eval.strict_json import parse_json
 
 TAIL = 2**17  # read at once: the end of the directory, and all of a small one
 HEADER = struct.Struct("<4sHHHHHIIIHH")  # a member's own header, before its name
@@ -62,7 +66,8 @@ def read_directory(place: Place, cache: Path | None, advance: Callable[[int], No
     if cache is not None and not isinstance(place, LocalPlace):
         kept = cache / f"{hashlib.sha256(f'{place.where} {place.size} {place.version}'.encode()).hexdigest()[:24]}.json"
         if kept.is_file():
-            return Directory(place.where, [Member(**item) for item in json.loads(kept.read_text(encoding="utf-8"))])
+            with contextlib.suppress(OSError, ValueError):  # damaged: it is fetched again
+                return Directory(place.where, msgspec.convert(parse_json(kept.read_bytes()), list[Member]))
     try:
         with zipfile.ZipFile(_Ranges(place, advance)) as archive:
             infos = [info for info in archive.infolist() if not info.is_dir()]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vlmamba_eval.report.unreadable import golds
+from vlmamba_eval.strict_json import parse_json
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def _template(sent: str | None, question: str) -> str | None:
 def interesting(data: str) -> list[int]:
     """The numbers of the pictures, those first on which runs differ or are wrong."""
     wanted: dict[int, int] = {}
-    for task in json.loads(data)["tasks"]:
+    for task in parse_json(data)["tasks"]:
         for i, image in enumerate(task["image"]):
             if image >= 0:
                 signs = {run["signs"][i] for run in task["answers"]}

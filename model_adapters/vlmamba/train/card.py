@@ -5,12 +5,12 @@ With it the folder can be uploaded as it is (`hf upload NAME FOLDER`), and trans
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from vlmamba_eval import __version__
 from vlmamba_eval.model_adapters.vlmamba.config import ModelConfig
+from vlmamba_eval.strict_json import parse_json
 
 from .recipe import Data, Recipe, Stage
 
@@ -79,7 +79,7 @@ def write_card(folder: Path, recipe: Recipe, stage: Stage, config: ModelConfig) 
 def _lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [parse_json(line, constants=True) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _said(data: Data) -> str:

@@ -5,10 +5,11 @@ python -m vlmamba_eval.model_adapters.vlmamba.train.curve LOG... --out FILE.png
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
+
+from vlmamba_eval.strict_json import parse_json
 
 
 @click.command()
@@ -24,7 +25,7 @@ def main(logs: tuple[Path, ...], out: Path) -> None:
     axes = (figure := Figure(figsize=(7, 3.5), layout="constrained")).subplots()
     before = 0
     for path in logs:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [parse_json(line, constants=True) for line in path.read_text(encoding="utf-8").splitlines()]
         axes.plot([before + line["step"] for line in lines], [line["answers"] for line in lines], label=path.stem)
         before += lines[-1]["step"]
     axes.set(xlabel="step", ylabel="cross-entropy of the answers", yscale="log")

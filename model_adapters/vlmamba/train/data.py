@@ -8,7 +8,6 @@ image make one sequence.
 from __future__ import annotations
 
 import importlib
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from torch.utils.data import Dataset, Sampler
 from vlmamba_eval.model_adapters.shared.pixels import prepare
 from vlmamba_eval.model_adapters.shared.template import IMAGE, Segment, render
 from vlmamba_eval.model_adapters.vlmamba.config import ModelConfig
+from vlmamba_eval.strict_json import parse_json
 from vlmamba_eval.types import DataError
 
 from .reader import quoted
@@ -65,10 +65,10 @@ class JsonRows:
     def __init__(self, path: Path, images: Path):
         self.path, self.images = path, images
         try:
-            rows = json.loads(path.read_text(encoding="utf-8"))
+            rows = parse_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise DataError(f"{path} is missing: expected a JSON list of conversations in LLaVA's format") from None
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise DataError(f"{path}: expected a JSON list of conversations, found: {quoted(str(error))}") from error
         if not isinstance(rows, list) or not rows:
             raise DataError(f"{path}: expected a JSON list with at least one conversation")

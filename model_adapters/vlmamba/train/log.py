@@ -10,6 +10,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from vlmamba_eval.strict_json import parse_json
+
 
 class Log(TrainerCallback):
     """One line of JSON for each logged step, kept over a resumption up to the step that is resumed from.
@@ -67,7 +69,7 @@ def keep_until(path: Path, step: int) -> list[dict[str, Any]]:
     kept: list[dict[str, Any]] = []
     for text in old:
         try:
-            line = json.loads(text)
+            line = parse_json(text, constants=True)
         except ValueError:
             break
         if line["step"] <= step:

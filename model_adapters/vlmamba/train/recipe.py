@@ -21,6 +21,7 @@ from msgspec import Meta
 
 from vlmamba_eval.model_adapters.vlmamba.config import PRESETS, ModelConfig, from_dict, to_dict
 from vlmamba_eval.nearest import did_you_mean
+from vlmamba_eval.strict_json import parse_json
 from vlmamba_eval.types import EvalError, UsageError
 
 from .reader import convert, parse_yaml, quoted, read_yaml
@@ -209,7 +210,7 @@ def _config(recipe: RecipeFile, path: Path) -> ModelConfig:
         model = path.parent / recipe.model
         try:
             with model.open("rb") as file:
-                config = from_dict(json.loads(file.read(1 << 20)), str(model))
+                config = from_dict(parse_json(file.read(1 << 20)), str(model))
         except (OSError, ValueError, RecursionError) as error:
             raise UsageError(f"{path}: expected a model's config.json at {model}, found: {error}") from error
     elif recipe.model in PRESETS:
@@ -326,7 +327,7 @@ def schema() -> dict[str, Any]:
     for kind in ("RecipeFile", "Stage"):
         found["$defs"][kind].pop("required", None)
     _sort(found)
-    return json.loads(json.dumps(found))
+    return parse_json(json.dumps(found))
 
 
 def _sort(schema: Any) -> None:

@@ -25,6 +25,8 @@ from typing import Any
 
 import click
 
+from vlmamba_eval.strict_json import parse_json
+
 _STREAM = "made-up"
 
 
@@ -125,7 +127,7 @@ def _watch(n: int, plan: dict[str, Any], result: dict[str, Any], write: Any) -> 
 def _numbers(lines: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
     """The losses of all steps, and rates over the steps after the first third, which compile kernels."""
     peak = folder / "peak.json"
-    found: dict[str, Any] = json.loads(peak.read_text(encoding="utf-8")) if peak.is_file() else {}
+    found: dict[str, Any] = parse_json(peak.read_text(encoding="utf-8"), constants=True) if peak.is_file() else {}
     found["losses"] = [line["loss"] for line in lines]
     settled = lines[max(1, len(lines) // 3) :]
     if settled:
@@ -139,7 +141,7 @@ def _numbers(lines: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
 def _lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a file that is being written."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    return [parse_json(line, constants=True) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def _write(out: Path, found: dict[str, Any]) -> None:

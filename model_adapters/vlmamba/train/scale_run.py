@@ -15,6 +15,7 @@ from vlmamba_eval.model_adapters.vlmamba import checkpoint
 from vlmamba_eval.model_adapters.vlmamba.adapter import TINY
 from vlmamba_eval.model_adapters.vlmamba.config import PRESETS
 from vlmamba_eval.model_adapters.vlmamba.model import random_model
+from vlmamba_eval.strict_json import parse_json
 
 from .cli import use_one_gpu
 from .recipe import Data, load_recipe
@@ -60,4 +61,4 @@ def main(folder: Path, plan: dict[str, object]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    main(Path(sys.argv[1]), parse_json(sys.argv[2]))

@@ -27,6 +27,7 @@ from vlmamba_eval.model_adapters.vlmamba.adapter import TINY
 from vlmamba_eval.model_adapters.vlmamba.config import PRESETS
 from vlmamba_eval.model_adapters.vlmamba.model import random_model
 from vlmamba_eval.model_adapters.vlmamba.scan import choose_backend
+from vlmamba_eval.strict_json import parse_json
 
 from .cli import use_one_gpu
 from .recipe import Data, load_recipe
@@ -88,7 +89,7 @@ def main(recipe: str, stage: str, steps: int, micro_batch_size: int, words: int,
         run = Path(folder) / "run"
         train_stage(model, tokenizer, timed, run, Path(), device="auto" if cuda else "cpu", say=click.echo)
         total = time.monotonic() - began
-        log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        log = [parse_json(line, constants=True) for line in (run / "log.jsonl").read_text().splitlines()]
     # The first steps compile kernels and fill caches.
     skipped = min(5, steps // 2)
     seconds = (log[-1]["seconds"] - log[skipped - 1]["seconds"]) / (steps - skipped)

@@ -26,6 +26,7 @@ from vlmamba_eval.model_adapters.vlmamba.config import ModelConfig, TemplateConf
 from vlmamba_eval.model_adapters.vlmamba.language_model import keeps_float32
 from vlmamba_eval.model_adapters.vlmamba.model import VLMamba
 from vlmamba_eval.model_adapters.vlmamba.scan import choose_backend
+from vlmamba_eval.strict_json import parse_json
 from vlmamba_eval.types import DataError, EvalError, ModelError, UsageError
 
 from .data import Collator, Conversations, Order, open_rows
@@ -320,7 +321,7 @@ _MAY_CHANGE = {
 
 
 def _settings(stage: Stage) -> dict[str, Any]:
-    data = json.loads(msgspec.json.encode(stage))
+    data = parse_json(msgspec.json.encode(stage))
     return {name: value for name, value in data.items() if name not in _MAY_CHANGE}
 
 
@@ -336,7 +337,7 @@ def _check_begun(folder: Path, stage: Stage, sharded: bool) -> None:
     The number of processes may be another one; whether they share the parameters may not: the files differ.
     """
     path = folder / "stage.json"
-    begun = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    begun = parse_json(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if begun.get("sharded", sharded) != sharded:
         how = (
             "sharded: continue with `torchrun --nproc_per_node N -m vlmamba_eval.model_adapters.vlmamba.train.cli`, N "
@@ -362,7 +363,8 @@ def last_complete(folder: Path) -> Path | None:
     found = []
     for path in folder.glob("checkpoint-*"):
         try:
-            found.append((json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))["global_step"], path))
+            state = parse_json((path / "trainer_state.json").read_text(encoding="utf-8"), constants=True)
+            found.append((state["global_step"], path))
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return max(found)[1] if found else None

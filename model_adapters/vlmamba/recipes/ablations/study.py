@@ -9,7 +9,6 @@ Connector, scan and seed are read from each checkpoint's configuration, losses f
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from PIL import Image
 from vlmamba_eval.adapter import Adapter, Deferred
 from vlmamba_eval.model_adapters.vlmamba.config import load_config
 from vlmamba_eval.registry import load
+from vlmamba_eval.strict_json import parse_json
 from vlmamba_eval.tasks.samples.unseen import Answerer, measure
 from vlmamba_eval.types import ImageQuestions, Question
 
@@ -96,7 +96,7 @@ def _measured(folder: Path, scenes: int) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for stage in STAGES:
         log = (folder.parent / stage / "log.jsonl").read_text(encoding="utf-8").splitlines()
-        rows.append({**run, "metric": f"{stage}_loss", "value": json.loads(log[-1])["answers"]})
+        rows.append({**run, "metric": f"{stage}_loss", "value": parse_json(log[-1], constants=True)["answers"]})
     for metric, score in measure(_answers_of(folder), "study", scenes).items():
         found = {"value": round(score.value, 2), "low": round(score.low, 2), "high": round(score.high, 2)}
         rows.append({**run, "metric": metric, **found, "scenes": scenes})
