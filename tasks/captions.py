@@ -53,6 +53,7 @@ COCO = TaskInfo(
     paper="https://arxiv.org/abs/1504.00325",
     scorer="https://github.com/tylin/coco-caption",
     folders=("coco_caption", "coco"),
+    ids=r"[1-9]\d{0,5}",
     extra="caption",
     programs=("java",),
     sources=(
@@ -70,6 +71,7 @@ NOCAPS = replace(
     images=4_500,
     paper="https://arxiv.org/abs/1812.08658",
     folders=("nocaps",),
+    ids=r"\d|[1-9]\d{1,3}",
     hub="lmms-lab-encoder/NoCaps",
     sources=(
         File(
@@ -94,6 +96,7 @@ FLICKR30K = replace(
     images=1_000,
     paper="https://aclanthology.org/Q14-1006",
     folders=("flickr30k",),
+    ids=r"\d|[1-9]\d{1,4}",
     sources=(
         File(
             "flickr30k/dataset_flickr30k.json",
@@ -120,6 +123,7 @@ TEXTCAPS = replace(
     images=3_166,
     paper="https://arxiv.org/abs/2003.12462",
     folders=("textcaps", "textvqa"),
+    ids=r"[0-9a-f]{16}",
     hub="lmms-lab-encoder/TextCaps",
     sources=(
         File(

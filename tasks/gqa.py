@@ -56,7 +56,13 @@ GQA = TaskInfo(
     files=(f"*{QUESTIONS}", f"questions*/{QUESTIONS}"),
     llava_file="llava_gqa_testdev_balanced.jsonl",
     hub="lmms-lab-encoder/GQA",
-    sha256="1218aadb1df4a4694a39f0c0de45e3e0bb3e926146866aa825c6960c54f07f50",
+    counts={
+        **{"structural/query": 6_805, "structural/verify": 2_252, "structural/logical": 1_803},
+        **{"structural/choose": 1_129, "structural/compare": 589},
+        **{"semantic/rel": 5_308, "semantic/attr": 5_186, "semantic/cat": 1_149, "semantic/obj": 778},
+        **{"semantic/global": 157},
+    },
+    sha256=("2d0a248f04bef58f7a37b1f214cacc7b56e554f67d2f9ab48a112f7f7947a704",),
     sources=(
         File(f"gqa/{QUESTIONS}", f"{HOST}/questions1.2.zip", TERMS, member=QUESTIONS, size=1_500_000),
         Pictures(TERMS, url=f"{HOST}/images.zip", member="images/{name}", size=137_000, zip_size=20_300_000_000),

@@ -38,7 +38,6 @@ POPE = replace(
     max_new_tokens=10,
     protocol="mambavl",
     scorer=f"{CODE}/evaluate_pope.py",
-    sha256="",
 )
 TEXTVQA = replace(
     BEFORE,
@@ -64,7 +63,6 @@ GQA_STOPPED = replace(
     max_new_tokens=20,
     protocol="mambavl",
     scorer=f"{CODE}/evaluate_gqa.py",
-    sha256="",
 )
 
 

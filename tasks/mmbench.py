@@ -64,6 +64,8 @@ JULY = TaskInfo(
     paper="https://arxiv.org/abs/2307.06281",
     scorer="https://github.com/haotian-liu/LLaVA/blob/c121f0432da2/scripts/convert_mmbench_for_submission.py",
     folders=("mmbench", "MMBench"),
+    counts={"pass 0": 1_176},
+    sha256=("bb8db81af5cf5adfafcd45f900ee0a443391273547c5d935740499a8464589c0",),
     sources=(_tsv("mmbench_dev_20230712.tsv"),),
 )
 OCTOBER = replace(
@@ -74,6 +76,8 @@ OCTOBER = replace(
     questions=4_329,
     scorer="https://github.com/open-compass/VLMEvalKit/blob/e8e78f0/vlmeval/dataset/utils/multiple_choice.py",
     hub="lmms-lab-encoder/MMBench",
+    counts={"pass 0": 1_164},
+    sha256=(),
     sources=(_tsv("mmbench_dev_en_20231003.tsv"),),
 )
 CHINESE = replace(
@@ -119,6 +123,9 @@ class MMBench(Task):
     def prompt(self, sample: Sample) -> str:
         hint = f"{sample.fields['hint']}\n" if sample.fields["hint"] else ""
         return f"{hint}{sample.question}\n{lettered(sample.choices)}\n{self.suffix}"
+
+    def identity(self, sample: Sample) -> str:
+        return f"{sample.id} {self.prompt(sample)}"
 
     def grade(self, sample: Sample, text: str) -> Verdict:
         parsed = read_choice(text, sample.choices)

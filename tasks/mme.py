@@ -55,6 +55,7 @@ MME = TaskInfo(
     files=(f"{RELEASE}/*/*.txt", f"{RELEASE}/*/questions_answers_YN/*.txt"),
     llava_file="llava_mme.jsonl",
     hub="lmms-lab-encoder/MME",
+    sha256=("d8903920c8c289eda8f806e4c41854790a8efb4ac13ba54f5e1aa7c087f03c97",),
     sources=(
         ByHand(
             f"{RELEASE}, pictures and questions",
@@ -103,6 +104,10 @@ class Mme(Task):
 
     def prompt(self, sample: Sample) -> str:
         return f"{sample.question}\n{SHORT_ANSWER}"
+
+    def identity(self, sample: Sample) -> str:
+        """Category, picture without file extension, which nothing tells if the picture is absent, and question."""
+        return f"{sample.groups[0]}/{Path(sample.external_id).stem}/{sample.question}"
 
     def grade(self, sample: Sample, text: str) -> Verdict:
         """The official reading: yes, or else no, among the first four characters; otherwise "other", which is wrong.

@@ -36,7 +36,6 @@ ONE_LINE = replace(
     max_new_tokens=10,
     protocol="mmmamba",
     scorer="https://github.com/OpenGVLab/InternVL/blob/2410d1d/internvl_chat/eval/vqa/evaluate_vqa.py",
-    sha256="",
 )
 
 

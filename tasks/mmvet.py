@@ -41,7 +41,7 @@ V1 = TaskInfo(
     measures="open questions that need recognition, text, knowledge, language, space and arithmetic together",
     split="v1",
     questions=218,
-    images=None,
+    images=200,
     headline="score",
     max_new_tokens=1024,
     paper="https://arxiv.org/abs/2308.02490",
@@ -50,6 +50,11 @@ V1 = TaskInfo(
     files=("mm-vet.json",),
     llava_file="llava-mm-vet.jsonl",
     scored="judge",
+    counts={
+        **{"ability/rec": 150, "ability/ocr": 96, "ability/know": 84, "ability/gen": 80, "ability/spat": 75},
+        **{"ability/math": 26},
+    },
+    sha256=("6d39a1b267b5fb7d1749e4fb45803750f49f88204fb1d5eeded0417df3e68e2a",),
     sources=(
         File("mm-vet/mm-vet.json", RELEASE, TERMS, member="mm-vet/mm-vet.json", size=30_000),
         Pictures(TERMS, url=RELEASE, member="mm-vet/images/{name}", size=330_000, zip_size=66_000_000),

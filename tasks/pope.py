@@ -56,7 +56,8 @@ PINNED = TaskInfo(
     folders=("pope",),
     files=("coco/coco_pope_*.json", "output/coco/coco_pope_*.json"),
     llava_file="llava_pope_test.jsonl",
-    sha256="2b68de4bfb3ba9e4eecc74e7a15052e4186203b272f866fc9e280f0790cc5840",
+    sha256=("900b2e62851da6c32efb98b1ed4572bad108f71172789a024eb6cd3f6af8b2a0",),
+    labels_sha256=("39bd1c7d9319cd45fa53feafbc99e87bb3865f8f612fee1ab450a04ea723c8bb",),
     sources=(
         *(
             File(
@@ -77,7 +78,15 @@ HEAD = replace(
     title="POPE (9,000)",
     questions=9_000,
     folders=("pope_9000", "pope"),
-    sha256="",
+    # The repository's head, and the list of October 2023, before the spelling of some questions was mended.
+    sha256=(
+        "5cf3eef69d60c500539bb7a56e8e21ab533858aef8d5cefdc011fa0b2bb44438",
+        "4ef4e4311b88e5c0ce6a1dbc25b2b15e456d01be7cf3e5e25094d3c0e67ee303",
+    ),
+    labels_sha256=(
+        "2e8f52a73bd8d966fe5f141cc571c899bac22ee423665aa589672f43558fe787",
+        "a90211f417e07d2e56104c53c5809db46c741d54b1fbc71fc666aa58b7060f46",
+    ),
     hub="lmms-lab-encoder/POPE",
     sources=(
         *(

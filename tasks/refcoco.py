@@ -57,6 +57,7 @@ class RefCoco(Task):
             scorer="https://github.com/h-zhao1997/vlm-evaluation/blob/b0a691f/vlm_eval/tasks/harnesses/refcoco.py",
             folders=(name,),
             files=(self._refs,),
+            ids=r"\d{1,6}",
             sources=(
                 File(f"{name}/{self._refs}", f"{HOST}/{name}.zip", TERMS, member=self._refs, size=5_000_000),
                 File(f"{name}/instances.json", f"{HOST}/{name}.zip", TERMS, member="instances.json", size=40_000_000),

@@ -55,6 +55,13 @@ ALL = TaskInfo(
     files=("problems.json",),
     llava_file="llava_test_CQM-A.json",
     hub="lmms-lab-encoder/ScienceQA",
+    counts={
+        **{"context/text": 2_046, "context/image": 2_017, "context/none": 1_435},
+        **{"subject/natural science": 2_252, "subject/social science": 889, "subject/language science": 1_100},
+        **{"grade/1-6": 2_724, "grade/7-12": 1_517},
+    },
+    sha256=("ef80b4589fd900681a73091b85a8e755a34e3c83f701810597dbed63d7990c43",),
+    labels_sha256=("d7e4730b13e99c74b005c44cd856586eaf880ae4484710945e6cc491bf5f8c36",),
     sources=(
         File("scienceqa/problems.json", f"{HOST}/problems.json", TERMS, size=33_000_000),
         File(
@@ -80,6 +87,9 @@ IMG = replace(
     measures="school science by multiple choice: the questions with a picture alone",
     split="test, with picture",
     questions=2_017,
+    counts={"context/text": 1_257, "context/image": 2_017},
+    sha256=("f6e2dd620a81b1dcf440858100aeb0b3864b22c20dea793f62ede0e05f997ea4",),
+    labels_sha256=("7e8a0a396e5bc8cd5f03e39532858edccba8384a36f2c30efd6079909a259032",),
 )
 
 
@@ -129,6 +139,10 @@ class ScienceQA(Task):
         context = f"Context: {hint}\n" if hint else ""
         text = re.sub(" +", " ", f"{context}{sample.question}\n{lettered(sample.choices)}").strip()
         return f"{text}\n{LETTER_ANSWER}"
+
+    def identity(self, sample: Sample) -> str:
+        """What is asked: the hub's copy has no ids, and LLaVA's file joins hint and question."""
+        return self.prompt(sample)
 
     def grade(self, sample: Sample, text: str) -> Verdict:
         """A bare letter; or a letter, a period, a space; or exactly one "The answer is X" with a character after it."""

@@ -44,6 +44,9 @@ TYPES = (
     "spatial relation", "instance interaction", "visual reasoning", "text understanding",
     "action recognition", "action prediction", "procedure understanding",
 )  # fmt: skip
+PICTURES_ASKED = (3_158, 1_831, 4_649, 978, 2_447, 657, 97, 331, 85)  # per type, in their order
+CLIPS_ASKED = (1_740, 2_077, 1_192)
+CLIPS_LEFT = (1_509, 1_225, 1_023)  # in the list of November 2023
 LETTERED = re.compile(rf"(.*)\nA\. (.*?)\nB\. (.*?)\nC\. (.*?)\nD\. (.*)\n{re.escape(LETTER_ANSWER)}", re.DOTALL)
 
 
@@ -70,6 +73,12 @@ FRAMES = ByHand(
     "seed_bench/SEED-Bench-video-image",
     "https://github.com/haotian-liu/LLaVA/blob/c121f0432da2/docs/Evaluation.md",
 )
+
+
+def _counts(*asked: int, first: int = 0) -> dict[str, int]:
+    return {f"type/{name}": number for name, number in zip(TYPES[first:], asked, strict=False)}
+
+
 ORIGINAL = TaskInfo(
     name="seed",
     title="SEED-Bench",
@@ -84,6 +93,9 @@ ORIGINAL = TaskInfo(
     folders=("seed_bench", "SEED-Bench", "seed"),
     files=("SEED-Bench.json",),
     llava_file="llava-seed-bench.jsonl",
+    counts=_counts(*PICTURES_ASKED, *CLIPS_ASKED),
+    ids=r"\d+(?:#2)?|v\d+",
+    sha256=("38501319ac8b84fd502e35b8744451b8e6dda1f510b45759289a2175b7721fe2",),
     sources=(FIRST_LIST, PICTURES, FRAMES),
 )
 IMAGE = replace(
@@ -93,6 +105,8 @@ IMAGE = replace(
     measures="nine abilities by multiple choice, on pictures",
     split="image questions",
     questions=14_233,
+    counts=_counts(*PICTURES_ASKED),
+    sha256=("9a71d3f71fc95805760fab92c16355f3613736db59bb28faab09b5384299826a",),
     hub="lmms-lab-encoder/SEED-Bench",
     sources=(QUESTIONS, PICTURES),
 )
@@ -103,6 +117,8 @@ VIDEO = replace(
     measures="three abilities by multiple choice, on middle frames of clips",
     split="video questions, original list",
     questions=5_009,
+    counts=_counts(*CLIPS_ASKED, first=9),
+    sha256=("334785aef08d743bc3c5b30409ba77a5b59337776272e09a21b4aaa9498d9af4",),
 )
 UPDATED = replace(
     ORIGINAL,
@@ -110,6 +126,8 @@ UPDATED = replace(
     title="SEED-Bench (updated)",
     split="list of 2023-11-30",
     questions=17_990,
+    counts=_counts(*PICTURES_ASKED, *CLIPS_LEFT),
+    sha256=(),
     hub="lmms-lab-encoder/SEED-Bench",
     sources=(QUESTIONS, PICTURES, FRAMES),
 )
@@ -160,6 +178,10 @@ class Seed(Task):
 
     def prompt(self, sample: Sample) -> str:
         return f"{sample.question}\n{lettered(sample.choices)}\n{LETTER_ANSWER}"
+
+    def identity(self, sample: Sample) -> str:
+        """The id alone: true copies of the lists were at hand without their questions."""
+        return sample.id
 
     def grade(self, sample: Sample, text: str) -> Verdict:
         """Nothing is parsed: "A." and " A" are wrong, as in LLaVA's script."""

@@ -65,6 +65,7 @@ AFTER = TaskInfo(
     files=(VAL,),
     llava_file=LLAVA,
     hub="lmms-lab-encoder/textvqa",
+    sha256=("8e50c0e89a09eabd71a7b36f51ea1d52af5e53febc59da4a2e03e9411d5a7c1e",),
     sources=(ANNOTATIONS, WORDS, PICTURES),
 )
 BEFORE = replace(
@@ -134,6 +135,10 @@ class TextVqa(SoftAccuracyTask):
         words = OCR + ", ".join(sample.fields["words"] or ())
         lines = {"after": (question, words), "before": (words, question), "none": (question,)}[self.ocr]
         return "\n".join((*lines, SHORT_ANSWER))
+
+    def identity(self, sample: Sample) -> str:
+        """Picture and question; the recognised words are LLaVA's or Rosetta's."""
+        return sample.id
 
     def grade(self, sample: Sample, text: str) -> Verdict:
         """Leave-one-out accuracy of the normalised answer against the ten normalised answers."""

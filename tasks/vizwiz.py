@@ -57,6 +57,7 @@ VAL = TaskInfo(
     scorer="https://github.com/h-zhao1997/vlm-evaluation/blob/b0a691f/vlm_eval/util/evaluation/vizwiz/eval.py",
     folders=("vizwiz",),
     files=("val.json", "Annotations/val.json"),
+    ids=r"VizWiz_val_0000[0-4]\d{3}\.jpg",
     sources=(
         File("vizwiz/val.json", f"{HOST}/vqa_data/Annotations.zip", TERMS, member="val.json", size=1_000_000),
         Pictures(TERMS, url=f"{HOST}/images/val.zip", member="val/{name}", size=450_000, zip_size=2_000_000_000),

@@ -55,6 +55,7 @@ VAL = TaskInfo(
     scorer="https://github.com/GT-Vision-Lab/VQA/blob/a013f0043c1e/PythonEvaluationTools/vqaEvaluation/vqaEval.py",
     version=2,
     folders=("vqav2",),
+    ids=r"[1-9]\d{4,8}",  # COCO's number of the picture and three digits
     hub="lmms-lab-encoder/VQAv2",
     sources=(
         File(

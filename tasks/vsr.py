@@ -40,6 +40,8 @@ ZERO_SHOT = TaskInfo(
     scorer="https://github.com/h-zhao1997/vlm-evaluation/blob/b0a691f/vlm_eval/tasks/harnesses/vsr.py",
     folders=("vsr",),
     files=("test.jsonl",),
+    sha256=("8bfae73c23753ac7c1320195837d082a3b1f478745f87acc47019f7aeef74211",),
+    labels_sha256=("da2dbda30c3c0cd0f2776ad2a181de5a59a554c8904cdb0cbaf8da67711aa322",),
     sources=(
         File(
             "vsr/test.jsonl",
@@ -83,6 +85,10 @@ class Vsr(Task):
             f'Based on the image, is this statement "True" or "False"? {sample.question}\n'
             'Respond with "True" or "False" directly.'
         )
+
+    def identity(self, sample: Sample) -> str:
+        """The statement: its number is its place in the file."""
+        return sample.question
 
     def continuations(self, sample: Sample) -> tuple[str, ...]:
         return ("True", "False")

@@ -13,6 +13,7 @@ from typing import Any
 from vlmamba_eval.archive import data_root
 from vlmamba_eval.folder import Folder
 from vlmamba_eval.hub import Hub, is_snapshot
+from vlmamba_eval.identity import list_problem, whose
 from vlmamba_eval.manifest import DataIdentity, Limit
 from vlmamba_eval.task import Task
 from vlmamba_eval.types import DataError, Loaded, Mark, Sample, UsageError
@@ -49,7 +50,8 @@ def load_dataset(
 ) -> Dataset:
     """Load a task from `"hub"`, `"samples"` (the bundled scenes), a folder, or a local copy of the hub's data set.
 
-    Other counts than the declared ones are refused or, with `allow_partial`, marked PARTIAL; so is a limited run.
+    Another list than the declared one (`identity`) is refused or, with `allow_partial`, marked PARTIAL; so is a limited
+    run.
     Raises `DataError`, or `UsageError` for a folder that is not there.
     """
     marks: list[Mark] = []
@@ -77,11 +79,11 @@ def load_dataset(
         raise DataError(f"{task.info.name}: no questions found in {where}.")
     _refuse_duplicates(task, samples)
     if "SAMPLES" not in marks:
-        problem = _count_problem(task, samples)
+        problem = list_problem(task, samples)
         if problem and not allow_partial:
             raise DataError(
                 f"{task.info.name}: {problem}. Numbers on another list are not comparable with published ones. "
-                f"{_whose(task, len(samples))}, fetch the official files again, or give --allow-partial to mark the "
+                f"{whose(task, len(samples))}, fetch the official files again, or give --allow-partial to mark the "
                 "result PARTIAL."
             )
         if problem:
@@ -157,37 +159,6 @@ def fingerprint(task: Task, samples: Iterable[Sample]) -> str:
             f"{sample.id}\0{task.prompt(sample)}\0{sample.image is not None}\1".encode("utf-8", "surrogatepass")
         )
     return digest.hexdigest()
-
-
-def _count_problem(task: Task, samples: Sequence[Sample]) -> str:
-    info = task.info
-    if len(samples) != info.questions:
-        return f"expected {info.questions:,} questions ({info.split}), found {len(samples):,}"
-    images = len({sample.image.key for sample in samples if sample.image is not None})
-    if info.images is not None and images != info.images:
-        return f"expected {info.images:,} images ({info.split}), found {images:,}"
-    if info.sha256 and fingerprint(task, samples) != info.sha256:
-        return (
-            f"the {len(samples):,} questions are not those of {info.split}: their sha256 differs from the declared one"
-        )
-    return ""
-
-
-def _whose(task: Task, questions: int) -> str:
-    """Which task to choose for a list of another size: by name, if that size is one of the same benchmark's lists."""
-    from vlmamba_eval.registry import all_tasks
-
-    mine = task.info
-    names = [
-        other.name
-        for other in (candidate.info for candidate in all_tasks().values())
-        if other.questions == questions != mine.questions
-        and other.protocol == mine.protocol
-        and set(other.folders) & set(mine.folders)
-    ]
-    if not names:
-        return "Choose the task that stands for your list (vlmamba-eval list tasks)"
-    return f"This is the size of {names[0]}'s list: use --tasks {names[0]}"
 
 
 def _refuse_duplicates(task: Task, samples: Iterable[Sample]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -48,7 +48,10 @@ class TaskInfo:
     llava_file: str = ""  # LLaVA's question file, read by `load_llava` if no official file is there
     hub: str = ""  # data set on the hub, "" if it holds no equal list
     scored: Literal["here", "server", "judge"] = "here"  # where the labels are
-    sha256: str = ""  # of all ids and prompts (`vlmamba_eval.dataset.fingerprint`), if a true copy was at hand
+    counts: Mapping[str, int] = field(default_factory=dict, hash=False)  # questions per group, where published
+    ids: str = ""  # a regular expression that every id matches
+    sha256: tuple[str, ...] = ()  # of the list (`vlmamba_eval.identity`), one per true copy that was at hand
+    labels_sha256: tuple[str, ...] = ()  # the same with the gold labels
     extra: str = ""  # of this package, that scoring needs
     programs: tuple[str, ...] = ()  # on the PATH, that scoring needs
     sources: tuple[Source, ...] = ()  # where the files come from, for `prepare`
@@ -104,6 +107,10 @@ class Task(ABC):
     @abstractmethod
     def metrics(self, sums: Sums) -> Iterator[Metric]:
         """Every metric from the sums over images. Plain arithmetic: a column is an array over bootstrap replicates."""
+
+    def identity(self, sample: Sample) -> str:
+        """What makes it this question in every copy of its list (`TaskInfo.sha256`)."""
+        return " ".join((sample.id, sample.question, *sample.choices))
 
     def stratum(self, sample: Sample) -> str:
         """The stratum within which the bootstrap draws images; one for the whole benchmark by default.
