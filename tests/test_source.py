@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import io
 import re
 import subprocess
 import sys
+import tokenize
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -205,3 +208,38 @@ def test_light_modules_stay_light() -> None:
 
 def test_the_vocabulary_stands_alone() -> None:
     assert not [name for module, name in arrows() if module == "vlmamba_eval.types"]
+
+
+LARGEST = {
+    "vlmamba_eval": 4800, "vlmamba_eval/answers": 700, "vlmamba_eval/bridges": 300, "vlmamba_eval/chat": 650,
+    "vlmamba_eval/fetch": 1350, "vlmamba_eval/report": 2250, "tasks": 2800, "tasks/samples": 1450,
+    "model_adapters": 50, "model_adapters/shared": 1950, "model_adapters/vlmamba": 7500,
+}  # fmt: skip
+"""Lines of code that a room may have; of a family of models not named here, 750."""
+
+
+def lines_of_code(text: str) -> int:
+    """Lines with code on them: neither blank nor comment nor docstring."""
+    nothing = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    found: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in nothing:
+            found.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            found.difference_update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return len(found)
+
+
+def test_only_code_counts() -> None:
+    assert lines_of_code('"""Two\nlines."""\n# one\n\nx = (\n    1,\n)\n\ndef f():\n    """No."""\n    return x\n') == 5
+
+
+def test_no_room_grows_unnoticed() -> None:
+    """Whoever adds to a full room looks first for what can go, then raises its number knowingly. -s prints them all."""
+    sizes: Counter[str] = Counter()
+    for path in MODULES.values():
+        folder = "/".join(path.relative_to(ROOT).parts[:-1][:2])
+        sizes[folder] += lines_of_code(path.read_text(encoding="utf-8"))
+    print(*(f"{size:6,} {name}" for name, size in sorted(sizes.items())), f"{sizes.total():6,} in all", sep="\n")
+    assert {name: size for name, size in sizes.items() if size > LARGEST.get(name, 750)} == {}

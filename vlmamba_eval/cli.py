@@ -10,6 +10,7 @@ import click
 
 from vlmamba_eval import __version__
 from vlmamba_eval.nearest import did_you_mean
+from vlmamba_eval.options import DATA, INCLUDE, OUT, completed, names, published, say
 from vlmamba_eval.process import Stopped, make_streams_last, stop_cleanly
 from vlmamba_eval.typed import command
 from vlmamba_eval.types import EvalError, UsageError
@@ -50,8 +51,6 @@ OTHERS = {
     "assemble": "vlmamba_eval.model_adapters.vlmamba.commands:assemble",
     "bench": "vlmamba_eval.model_adapters.vlmamba.commands:bench",
 }
-# Options of an evaluation that stand for --model-option NAME=...
-SHORTHANDS = ("weights", "device", "dtype", "random_init", "seed", "no_sharing")
 
 
 class _BatchTokens(click.ParamType):
@@ -67,27 +66,6 @@ class _BatchTokens(click.ParamType):
         if number < 1:
             self.fail(f"{value!r} is neither a positive number of tokens nor 'auto'.", param, ctx)
         return number
-
-
-def _completed(kind: str) -> Any:
-    """Shell completion of an option that names tasks, models or published rows, the last of a list of several."""
-
-    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-        from vlmamba_eval.report.completion import names
-
-        before, comma, last = incomplete.rpartition(",")
-        return [before + comma + name for name in names(kind) if name.startswith(last)]
-
-    return complete
-
-
-INCLUDE = click.option(
-    "--include",
-    metavar="FILE|DIR",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="A Python file (or a folder of some) that exports TASKS or FAMILY; its code is run.",
-)
 
 
 class _Commands(click.Group):
@@ -128,13 +106,13 @@ class _Commands(click.Group):
 @click.option(
     "--model",
     metavar="MODEL",
-    shell_complete=_completed("models"),
+    shell_complete=completed("models"),
     help="A model by name, FAMILY:ID_OR_FOLDER, or a checkpoint folder (see `list models`).",
 )
 @click.option(
     "--tasks",
     metavar="A,B,C",
-    shell_complete=_completed("tasks"),
+    shell_complete=completed("tasks"),
     help="Benchmarks by name (see `list tasks`), separated by commas; `paper` or `llava` for a suite; "
     "file:PATH for questions of your own.",
 )
@@ -147,14 +125,7 @@ class _Commands(click.Group):
     "file of one. auto: the folder `data`, or the hub.",
 )
 @click.option("--download", is_flag=True, help="Fetch missing data without asking (on a terminal it is offered).")
-@click.option(
-    "--out",
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    default=Path("results"),
-    show_default=True,
-    help="Where runs and leaderboards are written.",
-)
+@OUT
 @click.option("--name", help="The model's name in tables. Default: what its family or its configuration calls it.")
 @click.option(
     "--limit",
@@ -309,14 +280,14 @@ def _evaluate(
             folder = out / "shards" / f"{part[0]}-of-{part[1]}"
             answered, failed = answer_share(adapter, datasets, folder, *part, **shared)
             progress.close()
-            _say(f"Part {part[0]} of {part[1]}: {answered:,} questions answered, {failed:,} failed.")
-            _say(f"When all parts are there: vlmamba-eval merge {out / 'shards'} --out {out}")
+            say(f"Part {part[0]} of {part[1]}: {answered:,} questions answered, {failed:,} failed.")
+            say(f"When all parts are there: vlmamba-eval merge {out / 'shards'} --out {out}")
             return INCOMPLETE if failed > max_errors else COMPLETE
         outcomes = evaluate(adapter, datasets, out, max_errors=max_errors, answering=answering, **shared)
     except (KeyboardInterrupt, Stopped) as error:
         progress.close()
         far = f" at {progress.so_far} answers" if progress.so_far else ""
-        _say(f"Interrupted{far}. They are safe; continue with the same command:\n  {command()}")
+        say(f"Interrupted{far}. They are safe; continue with the same command:\n  {command()}")
         raise _Told(error.exit_code if isinstance(error, Stopped) else INTERRUPTED) from None
     finally:
         progress.close()
@@ -363,7 +334,7 @@ def _named(adapter: Any, name: str) -> Any:
 @click.option(
     "--task",
     required=True,
-    shell_complete=_completed("tasks"),
+    shell_complete=completed("tasks"),
     help="The benchmark that the answers are for (see `list tasks`).",
 )
 @click.option(
@@ -374,7 +345,7 @@ def _named(adapter: Any, name: str) -> Any:
     help="A file or folder of answers: LLaVA's, an official result file, or another harness's (EVAL.md lists them).",
 )
 @click.option("--data", required=True, metavar="DIR", help="The annotation files; no image is needed.")
-@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
+@OUT
 @click.option("--name", help="The model's name in tables. Default: the answers' `model_id`, else the file's name.")
 @click.option("--allow-partial", is_flag=True, help="Accept other counts than the declared ones, marked PARTIAL.")
 @click.option(
@@ -390,14 +361,14 @@ def score(task: str, answers: Path, data: str, out: Path, name: str | None, allo
     from vlmamba_eval.registry import get_task
 
     dataset = load_dataset(get_task(task), data, allow_partial=allow_partial)
-    outcome = score_answers(dataset, answers, out, name, clean=clean, note=lambda text: click.echo(text, err=True))
+    outcome = score_answers(dataset, answers, out, name, clean=clean, note=say)
     sys.exit(_finish([outcome], out, f"Add the missing answers to {answers} and run the same command again."))
 
 
 @cli.command(short_help="Put together what --shard answered, and score it.")
 @click.argument("shares", nargs=-1, required=True, metavar="FOLDER...", type=click.Path(path_type=Path))
-@click.option("--data", metavar="hub|DIR", help="Where the benchmarks are. Default: where the parts read them.")
-@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
+@DATA
+@OUT
 @click.option("--max-errors", type=click.IntRange(min=0), default=0, show_default=True)
 def merge(shares: tuple[Path, ...], data: str | None, out: Path, max_errors: int) -> None:
     """Put together the answers of `--shard 1/N` to `--shard N/N`, and score them as one run.
@@ -414,7 +385,7 @@ def merge(shares: tuple[Path, ...], data: str | None, out: Path, max_errors: int
 @click.option(
     "--tasks",
     metavar="A,B,C",
-    shell_complete=_completed("tasks"),
+    shell_complete=completed("tasks"),
     help="Benchmarks by name (see `list tasks`). Default: an overview of all.",
 )
 @click.option(
@@ -453,14 +424,14 @@ def prepare(
     What is ready needs no network in a run. Exit code 3: not all is ready.
     """
     from vlmamba_eval import commands_data
-    from vlmamba_eval.registry import registry
+    from vlmamba_eval.registry import all_tasks, registry
 
     for path in include:
         registry().include(path)
     for name, given in (("--download", download), ("--pack", pack)):
         if given and not tasks:
             raise UsageError(f"{name} needs --tasks: which benchmarks? `vlmamba-eval prepare` shows all of them.")
-    chosen = _tasks(tasks) if tasks else _all_tasks()
+    chosen = _tasks(tasks) if tasks else list(all_tasks().values())
     ready = commands_data.prepare(
         chosen,
         data,
@@ -477,7 +448,7 @@ def prepare(
 
 @cli.command(short_help="Write the file that a benchmark's server wants.")
 @click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--data", metavar="hub|DIR", help="Where the benchmark is. Default: where the run read it.")
+@DATA
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Default: RUN/submission.")
 def submit(run: Path, data: str | None, out: Path | None) -> None:
     """Write the file that a benchmark's server wants, from a complete run, and check it by reading it back."""
@@ -498,7 +469,7 @@ def submit(run: Path, data: str | None, out: Path | None) -> None:
     multiple=True,
     help="One of api_key_env, concurrency, timeout, max_retries, temperature, top_p, seed, thinking, dialect.",
 )
-@click.option("--data", metavar="DIR", help="Where the benchmark is. Default: where the run read it.")
+@DATA
 def judge(run: Path, judge_url: str, judge_model: str, judge_options: tuple[str, ...], data: str | None) -> None:
     """Have a model grade a run's answers (MM-Vet). The key is read from OPENAI_API_KEY.
 
@@ -510,11 +481,11 @@ def judge(run: Path, judge_url: str, judge_model: str, judge_options: tuple[str,
 
     def tell(done: int, total: int) -> None:
         if done % 20 == 0 or done == total:
-            _say(f"{done:,}/{total:,} answers judged")
+            say(f"{done:,}/{total:,} answers judged")
 
     judging = parse_judging(_key_values("--judge-option", judge_options))
-    grade(run, judge_url, judge_model, data, tell, judging=judging, announce=_say)
-    _report([run], None, None, relative_to=Path())
+    grade(run, judge_url, judge_model, data, tell, judging=judging, announce=say)
+    _report([run], None, relative_to=Path())
 
 
 @cli.group(name="list")
@@ -527,6 +498,7 @@ def list_tasks() -> None:
     """Benchmarks: what they measure, their split and size, and who scores them."""
     from vlmamba_eval.dataset import has_samples
     from vlmamba_eval.registry import registry
+    from vlmamba_eval.task import SCORED
 
     known = registry()
     rows = [("task", "questions", "images", "split", "headline", "scored", "samples", "measures", "from")]
@@ -539,7 +511,7 @@ def list_tasks() -> None:
                 "?" if info.images is None else f"{info.images:,}",
                 info.split,
                 info.headline,
-                {"here": "here", "server": "by its server", "judge": "by a judge"}[info.scored],
+                SCORED[info.scored],
                 "yes" if has_samples(task) else "no",
                 info.measures,
                 known.origins["task", info.name],
@@ -592,30 +564,20 @@ def _width() -> int | None:
 # =============================================================================
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _tasks(names: str) -> list[Any]:
+def _tasks(given: str) -> list[Any]:
     from vlmamba_eval.registry import get_tasks
 
-    chosen = _names(names)
+    chosen = names(given)
     if not chosen:
         raise UsageError("--tasks names no task. `vlmamba-eval list tasks` shows what there is.")
     return get_tasks(chosen)
-
-
-def _all_tasks() -> list[Any]:
-    from vlmamba_eval.registry import all_tasks
-
-    return list(all_tasks().values())
 
 
 def _finish(outcomes: list[Outcome], out: Path, remedy: str) -> int:
     """Print and write the leaderboard of everything under `out`; the exit code. `remedy` makes a run complete."""
     from vlmamba_eval.store import find_runs
 
-    _report(find_runs(out / "runs"), None, out, relative_to=out)
+    _report(find_runs(out / "runs"), out, relative_to=out)
     code = COMPLETE
     for outcome in outcomes:
         scores = outcome.scores
@@ -654,15 +616,12 @@ def _unscored(task: str, folder: Path) -> str:
     return hint + "."
 
 
-def _report(folders: list[Path], baselines: str | None, out: Path | None, relative_to: Path) -> None:
-    from vlmamba_eval.baselines import DEFAULT, choose
+def _report(folders: list[Path], out: Path | None, relative_to: Path) -> None:
     from vlmamba_eval.report.console import show
     from vlmamba_eval.report.tables import board, load_runs, write_leaderboard
 
-    names = DEFAULT if baselines is None else [name.strip() for name in baselines.split(",") if name.strip() != "none"]
-    quoted = choose([name for name in names if name])
     # Another model's damaged run never takes this one's tables; `report`, asked for it, does not continue.
-    runs = load_runs(folders, relative_to, _say)
+    runs, quoted = load_runs(folders, relative_to, say), published(None)
     written = write_leaderboard(out, runs, quoted) if out is not None else ()  # before anything is printed
     show(board(runs, quoted))
     for path in written:
@@ -690,21 +649,21 @@ def main() -> NoReturn:
         error.show()
         sys.exit(USAGE)
     except UsageError as error:
-        _say(f"Error: {error}")
+        say(f"Error: {error}")
         sys.exit(USAGE)
     except EvalError as error:
-        _say(f"Error: {error}")
+        say(f"Error: {error}")
         sys.exit(FAILED)
     except _Told as error:
         sys.exit(error.code)
     except (KeyboardInterrupt, click.Abort, Stopped) as error:
-        _say(f"Interrupted. {_kept()}".strip())
+        say(f"Interrupted. {_kept()}".strip())
         sys.exit(error.exit_code if isinstance(error, Stopped) else INTERRUPTED)
     except Exception:  # noqa: BLE001 - the last resort: the traceback, and what to do
         import traceback
 
         traceback.print_exc()
-        _say(f"This is a fault of vlmamba-eval. {_kept()}".strip())
+        say(f"This is a fault of vlmamba-eval. {_kept()}".strip())
         sys.exit(FAILED)
 
 
@@ -718,9 +677,3 @@ def _kept() -> str:
     if typed in cli.list_commands(click.Context(cli)):
         return ""
     return f"What was answered is safe; continue with the same command:\n  {command()}"
-
-
-def _say(message: str) -> None:
-    from vlmamba_eval.report.text import printable
-
-    click.echo(printable(message), err=True)

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vlmamba_eval.fetch.plan import in_bytes, look
+from vlmamba_eval.options import say
 from vlmamba_eval.prepare import count_ready, describe, fetch, overview, settle
+from vlmamba_eval.report.columns import columns
 from vlmamba_eval.types import UsageError
 
 if TYPE_CHECKING:
@@ -43,14 +45,14 @@ def prepare(
 
         progress = ConsoleProgress()
         try:
-            needs = fetch(needs, data, ask=_ask(yes, progress), say=_say, mirror=mirror, whole=whole, progress=progress)
+            needs = fetch(needs, data, ask=_ask(yes, progress), say=say, mirror=mirror, whole=whole, progress=progress)
         finally:
             progress.close()
     if detailed:
         for need in needs:
             click.echo("\n".join(describe(need, data)))
     else:
-        _columns(overview(needs))
+        click.echo(columns(overview(needs), None))
     click.echo(count_ready(needs))
     right = all(need.ready for need in needs)
     if verify:
@@ -82,7 +84,7 @@ def settled(tasks: Sequence[Task], data: str, download: bool, **load: Any) -> li
         progress = ConsoleProgress()
     try:
         ask = _ask(download, progress) if progress is not None else None
-        return settle(tasks, data, ask=ask, say=_say, progress=progress, **load)
+        return settle(tasks, data, ask=ask, say=say, progress=progress, **load)
     finally:
         if progress is not None:
             progress.close()
@@ -108,16 +110,6 @@ def _on_terminal() -> bool:
 def _counter(word: str) -> Callable[[int, int], None]:
     def tell(done: int, total: int) -> None:
         if done % 5000 == 0:
-            _say(f"{done:,}/{total:,} {word}")
+            say(f"{done:,}/{total:,} {word}")
 
     return tell
-
-
-def _say(message: str) -> None:
-    click.echo(message, err=True)
-
-
-def _columns(rows: list[tuple[str, ...]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

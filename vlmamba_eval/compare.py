@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -22,11 +22,12 @@ from vlmamba_eval.dataset import Dataset
 from vlmamba_eval.manifest import Manifest
 from vlmamba_eval.nearest import did_you_mean
 from vlmamba_eval.paired import Difference
+from vlmamba_eval.score import grade, texts
+from vlmamba_eval.store import data_source, find_runs, read_answers, read_manifest, read_scores, read_verdicts
+from vlmamba_eval.submit import load_again
 from vlmamba_eval.table import image_key, tabulate
-from vlmamba_eval.types import MEANING, DataError, Graded, Mark, Sample, Scores, UsageError, Verdict
-
-if TYPE_CHECKING:
-    from vlmamba_eval.task import Task
+from vlmamba_eval.task import Task
+from vlmamba_eval.types import MEANING, DataError, Graded, Mark, Sample, Scores, UsageError, Verdict, by_scoring
 
 SHARED = "compared on the questions that all of them answered, which is not the whole list"
 FEW = "few images carry the difference: its interval is too narrow, believe p instead"
@@ -90,8 +91,6 @@ def _argument(argument: str) -> tuple[str, list[Path]]:
 
 def _runs_by_task(path: Path) -> dict[str, Path]:
     """The run of each task at or below a folder."""
-    from vlmamba_eval.store import find_runs, read_manifest
-
     folders = find_runs(path) if path.is_dir() else []
     if not folders:
         raise UsageError(
@@ -101,7 +100,7 @@ def _runs_by_task(path: Path) -> dict[str, Path]:
     found: dict[str, list[Path]] = defaultdict(list)
     for folder in folders:
         manifest = read_manifest(folder)
-        found[_task_name(manifest)].append(folder)
+        found[by_scoring(manifest.task.name, manifest.scoring)].append(folder)
     for task, several in found.items():
         if len(several) > 1:
             raise UsageError(
@@ -113,11 +112,6 @@ def _runs_by_task(path: Path) -> dict[str, Path]:
     return {task: several[0] for task, several in found.items()}
 
 
-def _task_name(manifest: Manifest) -> str:
-    """The task, and how it was scored if that is not by generated answers: the two are never joined."""
-    return manifest.task.name + ("" if manifest.scoring == "generate" else f" ({manifest.scoring})")
-
-
 class Opener:
     """Opens runs; a list of questions is read from the disk once. `data` as in `open_sides`."""
 
@@ -127,9 +121,6 @@ class Opener:
 
     def open(self, folder: Path) -> Member:
         """The run with its verdicts. Raises `DataError` if it is not scored or its questions are not there."""
-        from vlmamba_eval.score import answer_text, grade
-        from vlmamba_eval.store import read_answers, read_manifest, read_scores
-
         manifest, scores = read_manifest(folder), read_scores(folder)
         if "UNSCORED" in scores.marks:
             raise DataError(
@@ -139,28 +130,18 @@ class Opener:
         dataset = self.dataset(folder, manifest)
         answers = read_answers(folder)
         graded = grade(dataset, answers, _judged(folder) if scores.judge else None)
-        texts = {
-            sample.id: answer_text(dataset.task, sample, generation)
-            for sample in dataset.samples
-            if (answer := answers.get(sample.id)) is not None and (generation := answer.generation) is not None
-        }
-        return Member(folder, manifest, scores, dataset, tuple(graded), texts)
+        return Member(folder, manifest, scores, dataset, tuple(graded), texts(dataset, answers))
 
     def dataset(self, folder: Path, manifest: Manifest) -> Dataset:
         """The questions that a run answered. Raises `DataError`, `UsageError` if it is not known where they are."""
-        from vlmamba_eval.store import data_source
-        from vlmamba_eval.submit import reopen
-
         key = (manifest.task.name, self._data or data_source(folder), manifest.data.sha256)
         if key not in self._datasets:
-            self._datasets[key] = reopen(folder, self._data).dataset
+            self._datasets[key] = load_again(manifest, self._data or data_source(folder), folder)
         return self._datasets[key]
 
 
 def _judged(folder: Path) -> dict[str, Verdict]:
     """A judge's verdicts as the run keeps them: rules can't give them again."""
-    from vlmamba_eval.store import read_verdicts
-
     return {
         row["id"]: Verdict(row["parsed"], float(row["credit"]), bool(row["valid"]))
         for row in read_verdicts(folder)
@@ -225,8 +206,6 @@ def common(members: Sequence[Member]) -> tuple[list[Sample], bool]:
     If a benchmark counts questions of an image together (MME's pairs), an image that anybody left half answered is
     left out whole.
     """
-    from vlmamba_eval.task import Task
-
     first = members[0]
     ids = set.intersection(*({g.sample.id for g in m.graded if g.state == "ok"} for m in members))
     samples = [sample for sample in first.dataset.samples if sample.id in ids]

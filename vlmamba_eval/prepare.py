@@ -15,6 +15,7 @@ from vlmamba_eval.dataset import Dataset, load_dataset
 from vlmamba_eval.fetch.plan import Need, about, announce, batches, in_bytes, look
 from vlmamba_eval.hub import Hub, is_snapshot
 from vlmamba_eval.sources import ByHand, File, Pictures, in_words
+from vlmamba_eval.task import SCORED
 from vlmamba_eval.types import DataError, EvalError, UsageError
 
 if TYPE_CHECKING:
@@ -111,8 +112,7 @@ def overview(needs: Sequence[Need]) -> list[tuple[str, ...]]:
         if need.by_hand:
             fetch = f"{fetch}, some by hand" if fetch else f"by hand{' or --data hub' if info.hub else ''}"
         wants = ", ".join(text if there else f"{text}: not here" for text, there in requirements(info))
-        scored = {"here": "here", "server": "by its server", "judge": "by a judge"}[info.scored]
-        rows.append((info.name, "ready" if need.ready else "-", questions, pictures, fetch, scored, wants))
+        rows.append((info.name, "ready" if need.ready else "-", questions, pictures, fetch, SCORED[info.scored], wants))
     return rows
 
 

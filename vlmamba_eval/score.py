@@ -96,6 +96,15 @@ def answer_text(task: Task, sample: Sample, generation: Generation) -> str:
     return generation.text
 
 
+def texts(dataset: Dataset, answers: Mapping[str, Answer]) -> dict[str, str]:
+    """The texts to grade by sample id, failed answers left out."""
+    return {
+        sample.id: answer_text(dataset.task, sample, generation)
+        for sample in dataset.samples
+        if (answer := answers.get(sample.id)) is not None and (generation := answer.generation) is not None
+    }
+
+
 def verdict_rows(dataset: Dataset, answers: Mapping[str, Answer], graded: Sequence[Graded]) -> Iterator[dict[str, Any]]:
     """What `verdicts.jsonl` holds: one row per question, in the order of ids.
 

@@ -9,7 +9,7 @@ from vlmamba_eval.dataset import Dataset, load_dataset
 from vlmamba_eval.files import cannot_write
 from vlmamba_eval.manifest import Manifest
 from vlmamba_eval.registry import get_task
-from vlmamba_eval.score import answer_text
+from vlmamba_eval.score import texts
 from vlmamba_eval.store import data_source, read_answers, read_manifest
 from vlmamba_eval.task import Submits
 from vlmamba_eval.types import DataError, StoreError, UsageError
@@ -31,14 +31,7 @@ def reopen(folder: Path, data: str | None = None) -> Finished:
     """
     manifest = read_manifest(folder)
     dataset = load_again(manifest, data or data_source(folder), folder)
-    task = dataset.task
-    answers = read_answers(folder)
-    texts = {
-        sample.id: answer_text(task, sample, generation)
-        for sample in dataset.samples
-        if (answer := answers.get(sample.id)) is not None and (generation := answer.generation) is not None
-    }
-    return Finished(folder, dataset, texts)
+    return Finished(folder, dataset, texts(dataset, read_answers(folder)))
 
 
 def load_again(manifest: Manifest, where: str | None, folder: Path) -> Dataset:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 LETTER_ANSWER = "Answer with the option's letter from the given choices directly."
 LETTERS = "ABCDEFGH"
+SCORED = {"here": "here", "server": "by its server", "judge": "by a judge"}
+"""`TaskInfo.scored` in words."""
 
 
 @dataclass(frozen=True)

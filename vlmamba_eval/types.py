@@ -283,6 +283,12 @@ class Score:
 Scoring = Literal["generate", "likelihood", "cleaned"]
 """How answers came about; `cleaned` ones are generated, and what models leave around an answer was taken off."""
 
+
+def by_scoring(name: str, scoring: Scoring) -> str:
+    """A task's name, and how it was scored if that is not by generated answers: the two are never mixed."""
+    return name if scoring == "generate" else f"{name} ({scoring})"
+
+
 Mark = Literal["SAMPLES", "PARTIAL", "INCOMPLETE", "UNTRAINED", "UNSCORED"]
 
 MEANING: dict[Mark, str] = {

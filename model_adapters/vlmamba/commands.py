@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from vlmamba_eval.nearest import did_you_mean
-from vlmamba_eval.report.text import printable
+from vlmamba_eval.options import names, say
 from vlmamba_eval.types import UsageError
 
 
@@ -57,7 +57,7 @@ def assemble(
         connector=connector,
         tokenizer=tokenizer,
         seed=seed,
-        say=_say,
+        say=say,
     )
     click.echo(out.resolve())
 
@@ -129,12 +129,12 @@ def bench(family: str, modes: str, peers: str | None, lengths: str, profile: str
         from .bench.command import bench as measure
 
         try:
-            tokens = [int(length) for length in _names(lengths)]
+            tokens = [int(length) for length in names(lengths)]
         except ValueError:
             raise UsageError(f"--lengths {lengths}: expected numbers of tokens, separated by commas.") from None
-        entered = None if peers is None else [name for name in _names(peers) if name != "none"]
+        entered = None if peers is None else [name for name in names(peers) if name != "none"]
         options |= {"profile": profile or "uniform", "lengths": tokens}
-        paths = measure(modes=_names(modes), peers=entered, command=command, say=_say, **options)
+        paths = measure(modes=names(modes), peers=entered, command=command, say=say, **options)
     for path in paths:
         click.echo(path.resolve())
 
@@ -146,12 +146,4 @@ def _bench_llava(
 
     if shape is not None or weights is not None or random_init:
         raise UsageError("--shape, --weights and --random-init are for --family vlmamba; a LLaVA is given as --model.")
-    return measure(profiles=[profile] if profile else [], command=command, say=_say, **options)
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _say(message: str) -> None:
-    click.echo(printable(message), err=True)
+    return measure(profiles=[profile] if profile else [], command=command, say=say, **options)

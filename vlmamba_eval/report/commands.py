@@ -4,41 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from vlmamba_eval.options import BASELINES, DATA, published
 from vlmamba_eval.typed import command as typed_command
 from vlmamba_eval.types import UsageError
 
-if TYPE_CHECKING:
-    from vlmamba_eval.baselines import Published
-
 WORSE = 4  # exit code of a failed --fail-if-worse
-
-
-def _complete_baselines(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    from vlmamba_eval.report.completion import names
-
-    before, comma, last = incomplete.rpartition(",")
-    return [before + comma + name for name in names("baselines") if name.startswith(last)]
-
-
-BASELINES = click.option(
-    "--baselines",
-    metavar="A,B,C",
-    shell_complete=_complete_baselines,
-    help="Published rows to show, by their name in results/baselines.csv; `none` for none.",
-)
-DATA = click.option("--data", metavar="hub|DIR", help="Where the benchmarks are. Default: where each run read them.")
-
-
-def published(baselines: str | None) -> list[Published]:
-    """The published rows that an option names; without the option the usual ones."""
-    from vlmamba_eval.baselines import DEFAULT, choose
-
-    names = DEFAULT if baselines is None else [name.strip() for name in baselines.split(",") if name.strip() != "none"]
-    return choose([name for name in names if name])
 
 
 def run_folders(given: tuple[Path, ...]) -> list[Path]:

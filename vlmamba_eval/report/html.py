@@ -27,7 +27,7 @@ from vlmamba_eval.report.plots import breakdown
 from vlmamba_eval.report.questions import Answers, interesting, questions
 from vlmamba_eval.report.tables import RunScores, in_order, rows_of_models, spoken
 from vlmamba_eval.report.unreadable import commonest
-from vlmamba_eval.types import MEANING, ImageRef, Mark, Score
+from vlmamba_eval.types import MEANING, ImageRef, Mark, Score, by_scoring
 
 PAGE_BYTES = 29_000_000  # of a whole page; pictures that do not fit any more are left out
 COLOURS = 8
@@ -154,8 +154,7 @@ def _run(models: Sequence[Row], task: str) -> RunScores:
 
 
 def _titled(run: RunScores) -> str:
-    scoring = "" if run.scores.scoring == "generate" else f" ({run.scores.scoring})"
-    return text.one_line(run.scores.title + scoring)
+    return text.one_line(by_scoring(run.scores.title, run.scores.scoring))
 
 
 def _title(models: Sequence[Row], tasks: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vlmamba_eval.baselines import Published
 from vlmamba_eval.report import text
 from vlmamba_eval.report.tables import RunScores, in_order, number, rows_of_models, spoken
-from vlmamba_eval.types import MEANING, DataError, Mark, Score, UsageError
+from vlmamba_eval.types import MEANING, DataError, Mark, Score, UsageError, by_scoring
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -111,8 +111,7 @@ def _forest_rows(
     for row in baselines if fair and first.scores.scoring == "generate" else ():
         if (row.task, row.metric, row.category) == (first.scores.task, first.scores.headline, "all"):
             rows.append((f"{row.title}†", None, row.value, None, None))
-    scoring = "" if first.scores.scoring == "generate" else f" ({first.scores.scoring})"
-    return f"{first.scores.title}, {spoken(first.scores.headline)}{scoring}", rows
+    return by_scoring(f"{first.scores.title}, {spoken(first.scores.headline)}", first.scores.scoring), rows
 
 
 def _forest_panel(axes: Axes, title: str, rows: Sequence[tuple[str, int | None, Any, Any, Any]]) -> None:

@@ -24,7 +24,7 @@ from vlmamba_eval.manifest import Manifest, canonical_json
 from vlmamba_eval.registry import all_tasks
 from vlmamba_eval.report import text
 from vlmamba_eval.store import DONE, read_manifest, read_scores
-from vlmamba_eval.types import MEANING, Mark, Score, Scores, StoreError
+from vlmamba_eval.types import MEANING, Mark, Score, Scores, StoreError, by_scoring
 
 ABBREVIATIONS = {
     **{word: word.upper() for word in ("f1", "img", "tp", "fp", "tn", "fn", "meteor")},
@@ -49,9 +49,8 @@ class RunScores:
 
     @property
     def task(self) -> str:
-        """The task's name; a scoring other than generation is part of it, since the two are never mixed."""
-        scoring = self.scores.scoring
-        return self.scores.task + ("" if scoring == "generate" else f" ({scoring})")
+        """The task's name, with how it was scored."""
+        return by_scoring(self.scores.task, self.scores.scoring)
 
     @property
     def headline(self) -> Score | None:
@@ -245,8 +244,7 @@ def _beside_published(cells: Mapping[str, RunScores], baselines: Sequence[Publis
 
 
 def _header(run: RunScores) -> str:
-    scoring = "" if run.scores.scoring == "generate" else f" ({run.scores.scoring})"
-    return f"{run.scores.title} {spoken(run.scores.headline)}{scoring}"
+    return by_scoring(f"{run.scores.title} {spoken(run.scores.headline)}", run.scores.scoring)
 
 
 def _published(
