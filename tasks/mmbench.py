@@ -64,6 +64,7 @@ JULY = TaskInfo(
     paper="https://arxiv.org/abs/2307.06281",
     scorer="https://github.com/haotian-liu/LLaVA/blob/c121f0432da2/scripts/convert_mmbench_for_submission.py",
     folders=("mmbench", "MMBench"),
+    submission_extra="xlsx",
     counts={"pass 0": 1_176},
     sha256=("bb8db81af5cf5adfafcd45f900ee0a443391273547c5d935740499a8464589c0",),
     sources=(_tsv("mmbench_dev_20230712.tsv"),),

@@ -164,11 +164,22 @@ def test_bad_annotations_stop_the_run_before_the_model_is_loaded(data: Path, tmp
     assert not (tmp_path / "out").exists()
 
 
+def test_missing_pictures_stop_the_run_before_the_model_is_loaded(data: Path, tmp_path: Path) -> None:
+    [missing, *_] = pictures = sorted((data / "pope" / "val2014").iterdir())
+    missing.unlink()
+    out = tmp_path / "out"
+    done = evaluate("--tasks", "pope", "--data", data, "--allow-partial", "--out", out)
+    assert done.returncode == 1
+    assert f"pope: 1 of {len(pictures)} pictures are missing. The first: {missing}. All of them: {out}" in done.stderr
+    assert (out / "missing-images.txt").read_text() == f"{missing}\n"
+    assert not (out / "runs").exists()
+
+
 @pytest.mark.parametrize("what", ["missing image", "truncated image"])
 def test_a_bad_picture_fails_its_questions_and_keeps_all_other_answers(data: Path, tmp_path: Path, what: str) -> None:
     message = spoil(data / "pope", what)
     out = tmp_path / "out"
-    done = evaluate("--tasks", "pope", "--data", data, "--allow-partial", "--out", out)
+    done = evaluate("--tasks", "pope", "--data", data, "--allow-partial", "--allow-missing-images", "--out", out)
     assert done.returncode == 3
     assert message in done.stderr
     assert "INCOMPLETE" in done.stdout

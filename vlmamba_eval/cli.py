@@ -143,6 +143,11 @@ class _Commands(click.Group):
 )
 @click.option("--allow-partial", is_flag=True, help="Accept other counts than the declared ones, marked PARTIAL.")
 @click.option(
+    "--allow-missing-images",
+    is_flag=True,
+    help="Ask the other questions if pictures are missing; theirs fail and count as wrong.",
+)
+@click.option(
     "--max-errors",
     type=click.IntRange(min=0),
     default=0,
@@ -219,6 +224,7 @@ def _evaluate(
     batch_tokens: int | None,
     scoring: str,
     allow_partial: bool,
+    allow_missing_images: bool,
     max_errors: int,
     sample_timeout: float | None,
     workers: int | None,
@@ -232,9 +238,10 @@ def _evaluate(
     from functools import partial
 
     from vlmamba_eval.commands_data import settled
+    from vlmamba_eval.preflight import preflight
     from vlmamba_eval.registry import defer, find_family, options_of, registry
     from vlmamba_eval.report.console import ConsoleProgress
-    from vlmamba_eval.run import answer_share, evaluate
+    from vlmamba_eval.run import answer_share, evaluate, finished
 
     part = _shard(shard)
     if part and (workers or ray):
@@ -253,6 +260,10 @@ def _evaluate(
     if name is not None:
         adapter = _named(adapter, name)
     datasets = settled(chosen, data, download, limit=limit, seed=seed, allow_partial=allow_partial)
+    place = out / "shards" / f"{part[0]}-of-{part[1]}" if part else out
+    unfinished = [each for each in datasets if not finished(each, adapter.info, place, scoring)]  # type: ignore[arg-type] - click checks
+    for note in preflight(unfinished, place, allow_missing_images=allow_missing_images):
+        _say(note)
     answering = None
     if workers or ray:
         from vlmamba_eval.workers import Recipe, answer_on_workers
@@ -277,8 +288,7 @@ def _evaluate(
     }
     try:
         if part:
-            folder = out / "shards" / f"{part[0]}-of-{part[1]}"
-            answered, failed = answer_share(adapter, datasets, folder, *part, **shared)
+            answered, failed = answer_share(adapter, datasets, place, *part, **shared)
             progress.close()
             say(f"Part {part[0]} of {part[1]}: {answered:,} questions answered, {failed:,} failed.")
             say(f"When all parts are there: vlmamba-eval merge {out / 'shards'} --out {out}")

@@ -44,17 +44,26 @@ def describe(need: Need, where: str) -> list[str]:
         lines += [f"  {line}" for line in need.problem.splitlines()]
         return lines + _remedies(need, where)
     lines.append(f"  questions: {len(dataset.samples):,}, {_checked(dataset)}")
-    if not dataset.labelled:
-        lines.append(f"  gold labels: not here; {_who_scores(info)}")
     missing = [wanted.path for wanted in need.missing if isinstance(wanted.source, Pictures)]
     missing += [Path(image.path) for image in need.unsourced]
     lines.append(f"  images: {need.pictures - len(missing):,} of {need.pictures:,}")
     if missing:
-        lines.append(f"  missing, for example: {missing[0]}")
-    lines += [f"  scoring needs {text}" for text, there in requirements(info) if not there]
+        lines.append(f"  missing, for example: {', '.join(map(str, missing[:3]))}")
+    lines += [f"  {need}" for need in scoring_needs(dataset)]
     if need.ready:
         return [*lines, "  ready: a run needs no network"]
     return lines + _remedies(need, where)
+
+
+def scoring_needs(dataset: Dataset) -> list[str]:
+    """What scoring this data set, or submitting its answers, needs and does not find, one sentence each."""
+    info = dataset.task.info
+    needs = [f"scoring needs {text}, which is not here" for text, there in requirements(info) if not there]
+    if not dataset.labelled:
+        needs.insert(0, f"gold labels: not here; {_who_scores(info)}")
+    if info.submission_extra and not installed(info.submission_extra):
+        needs.append(f"`vlmamba-eval submit` needs pip install 'vlmamba-eval[{info.submission_extra}]'")
+    return needs
 
 
 def _who_scores(info: TaskInfo) -> str:
@@ -125,15 +134,15 @@ def requirements(info: TaskInfo) -> list[tuple[str, bool]]:
     """What scoring needs besides the answers, each with whether it is here."""
     found = []
     if info.extra:
-        found.append((f"pip install 'vlmamba-eval[{info.extra}]'", _installed(info.extra)))
+        found.append((f"pip install 'vlmamba-eval[{info.extra}]'", installed(info.extra)))
     for program in info.programs:
         found.append((program.capitalize(), shutil.which(program) is not None))
     if info.scored == "judge":
-        found.append(("a judge (--judge-url, its key in OPENAI_API_KEY)", _installed("judge")))
+        found.append(("a judge (--judge-url, its key in OPENAI_API_KEY)", installed("judge")))
     return found
 
 
-def _installed(extra: str) -> bool:
+def installed(extra: str) -> bool:
     """Whether everything that an extra of this package asks for is installed."""
     try:
         wanted = importlib.metadata.requires("vlmamba-eval") or []
@@ -234,8 +243,8 @@ def settle(
 ) -> list[Dataset]:
     """The data sets of a run. What is missing is fetched if `ask` agrees; without `ask` nothing is.
 
-    `data` is `auto`, or what `load_dataset` reads: of a folder, missing pictures are left to the run, which fails their
-    questions alone. Raises `DataError` for questions that are not there.
+    `data` is `auto`, or what `load_dataset` reads: missing pictures are left to `preflight`. Raises `DataError` for
+    questions that are not there.
     """
     wheres = [task.data or (_auto(task, ask is not None, load) if data == "auto" else data) for task in tasks]
     found: dict[str, Dataset] = {}
@@ -251,7 +260,7 @@ def settle(
         if ask is not None and not isinstance(data_root(where), InArchive):
             needs = fetch(needs, where, ask=ask, say=say, http=http, progress=progress, **load)
         for need in needs:
-            found[need.task.info.name] = _dataset_of(need, where, say)
+            found[need.task.info.name] = _dataset_of(need, where)
     return [found[task.info.name] for task in tasks]
 
 
@@ -263,18 +272,13 @@ def _ask_for_hub(task: Task, ask: Ask) -> None:
         raise DataError(f"{info.name}: its data is not here, and nothing was fetched.")
 
 
-def _dataset_of(need: Need, where: str, say: Callable[[str], None]) -> Dataset:
+def _dataset_of(need: Need, where: str) -> Dataset:
     if need.dataset is None:
         assert need.error is not None  # noqa: S101 - there is one if there is no data set
         hints = [f"  {in_words(source)}" for source in need.by_hand]
         if need.missing:
             hints.insert(0, f"--download fetches what is missing into {where}: {about(need.size)}.")
         raise type(need.error)("\n".join([str(need.error), *hints]))
-    if lacking := need.missing_pictures:
-        say(
-            f"{need.task.info.name}: {lacking:,} of {need.pictures:,} pictures are missing in {where}; their questions "
-            "fail. --download fetches them."
-        )
     return need.dataset
 
 

@@ -22,7 +22,7 @@ from vlmamba_eval.generate import Answered, batch_tokens_for, generate
 from vlmamba_eval.manifest import Decoding, Manifest, task_identity
 from vlmamba_eval.plan import ImageJobs, batches, plan, share, unanswered
 from vlmamba_eval.score import score, verdict_rows
-from vlmamba_eval.store import SCORES, Run, read_scores
+from vlmamba_eval.store import DONE, SCORES, Run, read_scores
 from vlmamba_eval.task import Ranks, RanksItsOwnWay
 from vlmamba_eval.typed import command
 from vlmamba_eval.types import Answer, Failure, Progress, Question, Sample, Scores, Scoring, UsageError
@@ -197,6 +197,11 @@ def manifest_of(dataset: Dataset, info: AdapterInfo, scoring: Scoring) -> Manife
     """Everything that decides the answers of one task that a model is asked."""
     decoding = Decoding(scoring, dataset.task.info.max_new_tokens, greedy=info.deterministic)
     return Manifest(task_identity(dataset.task), dataset.identity, model=info, decoding=decoding)
+
+
+def finished(dataset: Dataset, info: AdapterInfo, out: Path, scoring: Scoring) -> bool:
+    """Whether a run below `out` has every answer already."""
+    return (manifest_of(dataset, info, scoring).folder(out) / DONE).exists()
 
 
 def question(dataset: Dataset, sample: Sample, scoring: Scoring) -> Question:

@@ -55,6 +55,7 @@ class TaskInfo:
     sha256: tuple[str, ...] = ()  # of the list (`vlmamba_eval.identity`), one per true copy that was at hand
     labels_sha256: tuple[str, ...] = ()  # the same with the gold labels
     extra: str = ""  # of this package, that scoring needs
+    submission_extra: str = ""  # of this package, that `submit` needs
     programs: tuple[str, ...] = ()  # on the PATH, that scoring needs
     sources: tuple[Source, ...] = ()  # where the files come from, for `prepare`
 
