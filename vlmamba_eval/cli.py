@@ -263,7 +263,7 @@ def _evaluate(
     place = out / "shards" / f"{part[0]}-of-{part[1]}" if part else out
     unfinished = [each for each in datasets if not finished(each, adapter.info, place, scoring)]  # type: ignore[arg-type] - click checks
     for note in preflight(unfinished, place, allow_missing_images=allow_missing_images):
-        _say(note)
+        say(note)
     answering = None
     if workers or ray:
         from vlmamba_eval.workers import Recipe, answer_on_workers
