@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ast
-import io
 import re
 import subprocess
 import sys
-import tokenize
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -19,6 +17,11 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("vlmamba_eval", "tasks", "model_adapters")
 SOURCES = sorted(path for room in (*PACKAGES, "tests") for path in (ROOT / room).rglob("*.py"))
 TEXTS = {".py", ".md", ".toml", ".yaml", ".yml", ".json", ".jsonl", ".csv", ".txt", ""}
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def name_of(node: ast.expr) -> str:
@@ -56,7 +59,7 @@ def _is(node: ast.expr | None, value: bool) -> bool:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_nothing_runs_code_from_data_and_no_error_is_swallowed(path: Path) -> None:
-    assert list(faults(ast.parse(path.read_text(encoding="utf-8")))) == []
+    assert list(faults(tree_of(path))) == []
 
 
 @pytest.mark.parametrize(
@@ -87,7 +90,7 @@ OWN_READERS = {"vlmamba_eval/strict_json.py", "vlmamba_eval/store.py"}  # the st
 
 def test_there_is_one_way_in_for_json() -> None:
     ours = [path for path in SOURCES if path.relative_to(ROOT).parts[0] in PACKAGES]
-    found = {path for path in ours if any(json_readers(ast.parse(path.read_text(encoding="utf-8"))))}
+    found = {path for path in ours if any(json_readers(tree_of(path)))}
     assert {str(path.relative_to(ROOT)) for path in found} == OWN_READERS
 
 
@@ -111,7 +114,7 @@ def test_nothing_names_this_or_that_machine() -> None:
 
 def imported(path: Path) -> Iterator[str]:
     """The modules that a file imports, at once, late, or for type checking alone."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         if isinstance(node, ast.ImportFrom):
@@ -133,6 +136,7 @@ FILES = [path for path in SOURCES if path.relative_to(ROOT).parts[0] in PACKAGES
 MODULES = {module_of(path): path for path in FILES if not path.is_relative_to(ROOT / "vlmamba_eval" / "tasks")}
 
 
+@cache
 @cache
 def arrows() -> set[tuple[str, str]]:
     """Every (module, imported module) of the project; experiments beside recipes use it from outside."""
@@ -218,21 +222,19 @@ LARGEST = {
 """Lines of code that a room may have; of a family of models not named here, 750."""
 
 
-def lines_of_code(text: str) -> int:
+def lines_of_code(text: str, tree: ast.Module) -> int:
     """Lines with code on them: neither blank nor comment nor docstring."""
-    nothing = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
-    found: set[int] = set()
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type not in nothing:
-            found.update(range(token.start[0], token.end[0] + 1))
-    for node in ast.walk(ast.parse(text)):
+    lines = enumerate(map(str.strip, text.split("\n")), 1)
+    found = {number for number, line in lines if line and not line.startswith("#")}
+    for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             found.difference_update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     return len(found)
 
 
 def test_only_code_counts() -> None:
-    assert lines_of_code('"""Two\nlines."""\n# one\n\nx = (\n    1,\n)\n\ndef f():\n    """No."""\n    return x\n') == 5
+    text = '"""Two\nlines."""\n# one\n\nx = (\n    1,\n)\n\ndef f():\n    """No."""\n    return x\n'
+    assert lines_of_code(text, ast.parse(text)) == 5
 
 
 def test_no_room_grows_unnoticed() -> None:
@@ -240,6 +242,6 @@ def test_no_room_grows_unnoticed() -> None:
     sizes: Counter[str] = Counter()
     for path in MODULES.values():
         folder = "/".join(path.relative_to(ROOT).parts[:-1][:2])
-        sizes[folder] += lines_of_code(path.read_text(encoding="utf-8"))
+        sizes[folder] += lines_of_code(path.read_text(encoding="utf-8"), tree_of(path))
     print(*(f"{size:6,} {name}" for name, size in sorted(sizes.items())), f"{sizes.total():6,} in all", sep="\n")
     assert {name: size for name, size in sizes.items() if size > LARGEST.get(name, 750)} == {}

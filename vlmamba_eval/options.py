@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vlmamba_eval.text import printable
+
 if TYPE_CHECKING:
     from vlmamba_eval.baselines import Published
 
@@ -20,12 +22,22 @@ def completed(kind: str) -> Any:
     """Shell completion of an option that names tasks, models or published rows, the last of a list of several."""
 
     def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-        from vlmamba_eval.report.completion import names as known
-
         before, comma, last = incomplete.rpartition(",")
-        return [before + comma + name for name in known(kind) if name.startswith(last)]
+        return [before + comma + name for name in _known(kind) if name.startswith(last)]
 
     return complete
+
+
+def _known(kind: str) -> list[str]:
+    """The names of `tasks`, `models` or `baselines`, in the order of their lists."""
+    from vlmamba_eval.registry import names_of, registry
+
+    if kind == "baselines":
+        from vlmamba_eval.baselines import published
+
+        return [*dict.fromkeys(row.model for row in published()), "none"]
+    known = registry()
+    return list(known.tasks) if kind == "tasks" else [name for name, _ in names_of(list(known.families.values()))]
 
 
 INCLUDE = click.option(
@@ -61,6 +73,4 @@ def published(baselines: str | None) -> list[Published]:
 
 def say(message: str) -> None:
     """A line on standard error; it may hold text of others, which is made harmless to a terminal."""
-    from vlmamba_eval.report.text import printable
-
     click.echo(printable(message), err=True)

@@ -14,11 +14,12 @@ import pytest
 
 import vlmamba_eval
 from tests.toys import ToyAdapter
+from vlmamba_eval import text
 from vlmamba_eval.adapter import AdapterInfo
 from vlmamba_eval.baselines import DEFAULT, choose, published
 from vlmamba_eval.dataset import load_dataset
 from vlmamba_eval.manifest import DataIdentity, Manifest, TaskIdentity
-from vlmamba_eval.report import formats, text
+from vlmamba_eval.report import formats
 from vlmamba_eval.report.console import show
 from vlmamba_eval.report.tables import COLUMNS, RunScores, board, load_runs, markdown, spoken, tidy, write_leaderboard
 from vlmamba_eval.run import evaluate

@@ -93,7 +93,7 @@ def compare(runs: tuple[str, ...], data: str | None, baselines: str | None, form
     from vlmamba_eval.compare import compare as measure
     from vlmamba_eval.compare import judge_gate, open_sides, read_gates
     from vlmamba_eval.report import comparison as shown
-    from vlmamba_eval.report.text import one_line
+    from vlmamba_eval.text import one_line
 
     if len(runs) == 1:
         raise UsageError(f"{runs[0]} needs a second run to be compared with: vlmamba-eval compare A B.")

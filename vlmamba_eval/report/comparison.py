@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from vlmamba_eval import text
 from vlmamba_eval.compare import FEW, SHARED, Comparison, Example, Pair
 from vlmamba_eval.paired import Difference
-from vlmamba_eval.report import text
 from vlmamba_eval.types import MEANING
 
 SHOWN = 3  # examples of questions that only one side got right, per side and task

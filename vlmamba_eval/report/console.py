@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from vlmamba_eval.report.tables import FOOTNOTE, Board, Line, Section
-from vlmamba_eval.report.text import one_line, printable
+from vlmamba_eval.text import one_line, printable
 from vlmamba_eval.types import Progress
 
 PLAIN_EVERY = 10.0  # seconds between two lines without a terminal

@@ -6,8 +6,8 @@ import json
 import re
 from collections.abc import Sequence
 
+from vlmamba_eval import text
 from vlmamba_eval.baselines import Published
-from vlmamba_eval.report import text
 from vlmamba_eval.report.tables import Board, Line, RunScores, as_csv, board, markdown, number, tidy
 
 _SPECIAL = {

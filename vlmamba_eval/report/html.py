@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlmamba_eval import __version__
+from vlmamba_eval import __version__, text
 from vlmamba_eval.baselines import Published
 from vlmamba_eval.compare import Comparison, Pair
 from vlmamba_eval.report import comparison as words
 from vlmamba_eval.report import cost as costs
-from vlmamba_eval.report import tables, text, thumbnails
+from vlmamba_eval.report import tables, thumbnails
 from vlmamba_eval.report.comparison import interval, p_value, signed
 from vlmamba_eval.report.plots import breakdown
 from vlmamba_eval.report.questions import Answers, interesting, questions

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlmamba_eval import text
 from vlmamba_eval.baselines import Published
-from vlmamba_eval.report import text
 from vlmamba_eval.report.tables import RunScores, in_order, number, rows_of_models, spoken
 from vlmamba_eval.types import MEANING, DataError, Mark, Score, UsageError, by_scoring
 

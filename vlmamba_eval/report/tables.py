@@ -18,11 +18,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from vlmamba_eval import text
 from vlmamba_eval.baselines import Published
 from vlmamba_eval.files import write_atomic
 from vlmamba_eval.manifest import Manifest, canonical_json
 from vlmamba_eval.registry import all_tasks
-from vlmamba_eval.report import text
 from vlmamba_eval.store import DONE, read_manifest, read_scores
 from vlmamba_eval.types import MEANING, Mark, Score, Scores, StoreError, by_scoring
 
