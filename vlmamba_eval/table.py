@@ -116,6 +116,7 @@ def _counts(task: Task, items: list[Graded], extra: Any) -> Iterator[tuple[str, 
     yield from task.count_image(items, extra)
 
 
-def _natural(name: str) -> list[str | int]:
-    """A key that sorts `words/9` before `words/10`."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts `words/9` before `words/10`: of two numbers the longer is larger, and none is too long."""
+    parts = re.split(r"(\d+)", name)
+    return [(len(part.lstrip("0")), part.lstrip("0")) if i % 2 else (0, part) for i, part in enumerate(parts)]

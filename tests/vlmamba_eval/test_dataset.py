@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from vlmamba_eval.answer_files import read_answer_file, score_answers
 from vlmamba_eval.dataset import Dataset, fingerprint, load_dataset, samples_folder
 from vlmamba_eval.registry import get_task
 from vlmamba_eval.store import read_scores
-from vlmamba_eval.types import DataError, Loaded, Sample, UsageError
+from vlmamba_eval.types import DataError, ImageRef, Loaded, Sample, UsageError
 
 
 @pytest.fixture
@@ -39,6 +41,32 @@ def test_other_counts_than_the_declared_are_refused_or_marked(data: Path) -> Non
         load_dataset(ToyTask(images=7), str(data))
     assert load_dataset(ToyTask(questions=25), str(data), allow_partial=True).identity.marks == ("PARTIAL",)
     assert load_dataset(ToyTask(), str(data)).identity.marks == ()
+
+
+def declaring(sha256: str) -> ToyTask:
+    task = ToyTask()
+    task.info = replace(task.info, sha256=sha256)
+    return task
+
+
+def test_another_list_of_the_same_size_is_refused_by_its_sha256(data: Path) -> None:
+    known = load_dataset(ToyTask(), str(data)).identity.sha256
+    assert load_dataset(declaring(known), str(data)).identity.marks == ()
+    with pytest.raises(DataError, match=r"the 24 questions are not those of test: their sha256 differs from the decl"):
+        load_dataset(declaring(f"{known[:-1]}{'0' if known[-1] != '0' else '1'}"), str(data))
+    assert load_dataset(declaring("0" * 64), str(data), allow_partial=True).identity.marks == ("PARTIAL",)
+
+
+def test_the_sha256_of_a_list_is_that_of_ids_prompts_and_whether_there_is_a_picture() -> None:
+    """Computed here by hand: runs that are on disk, and declared lists, depend on every byte of it."""
+    samples = [Sample("b", None, "Two\ud800?", "no"), Sample("a", ImageRef("k", "here"), "One?", "yes")]
+    asked = b"a\0One?\nAnswer yes or no.\0True\1" + b"b\0Two\xed\xa0\x80?\nAnswer yes or no.\0False\1"
+    assert fingerprint(AsksYesOrNo(), samples) == hashlib.sha256(asked).hexdigest()
+
+
+class AsksYesOrNo(ToyTask):
+    def prompt(self, sample: Sample) -> str:
+        return f"{sample.question}\nAnswer yes or no."
 
 
 @pytest.mark.parametrize(

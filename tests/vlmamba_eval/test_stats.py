@@ -275,3 +275,10 @@ def test_counts_are_added_to_all_and_to_each_group_of_a_question() -> None:
     assert [float(sums("TP", group)[0]) for group in ("all", "even", "red", "other")] == [3, 3, 3, 0]
     assert [float(sums.credit(group)[0]) for group in ("all", "even")] == [2, 2]
     assert sorted(sums.groups_of("TP")) == ["all", "even", "red"]
+
+
+def test_a_category_may_be_a_number_of_any_length() -> None:
+    """Python refuses to make a number of 5,000 digits; the order of categories must not need one."""
+    names = ("1" + "0" * 5000, "9" * 5000, "2", "007")
+    items = [item for name in names for item in graded([[1]], (name,))]
+    assert [score.category for score in summarise(ToyTask(), items)][1:] == ["2", "007", "9" * 5000, "1" + "0" * 5000]

@@ -1,0 +1,322 @@
+"""Change one thing in a module at a time, and see whether a test notices: `python -m tests.mutants`.
+
+What is changed: comparisons, arithmetic, `and` and `or`, numbers, truth values, short texts, conditions, return values;
+and statements are left out. Each mutant runs in a process of its own, forked from one that holds the libraries; the
+module is changed as it is imported, never on the disk. A mutant is killed if a test fails, or takes far too long.
+
+Left alone: docstrings, types, messages of errors, and what only Python's own machinery reads (`strict=`, `slots=`). A
+survivor that behaves as before is listed in `equal.csv`, with the reason; all others need a test.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import csv
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import os
+import random
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType
+
+import click
+
+ROOT = Path(__file__).parents[2]
+EQUAL = Path(__file__).with_name("equal.csv")
+HARNESS, TASKS = "tests/vlmamba_eval/test_{}.py", "tests/tasks/test_{}.py"
+MEMORY = 6 * 2**30  # bytes of data that a mutant may take
+
+# Which tests may notice a change: (files in tests/vlmamba_eval, files in tests/tasks), the nearest first.
+COVERED: dict[str, tuple[str, str]] = {
+    "vlmamba_eval/stats.py": ("stats tables paired", "pope mme"),
+    "vlmamba_eval/table.py": ("stats tables paired", "pope mme"),
+    "vlmamba_eval/sums.py": ("stats tables paired", "pope mme"),
+    "vlmamba_eval/paired.py": ("paired compare", ""),
+    "vlmamba_eval/score.py": ("run dataset store answer_files", ""),
+    "vlmamba_eval/dataset.py": ("dataset answer_files run", "pope seed"),
+    "vlmamba_eval/store.py": ("store run", ""),
+    "vlmamba_eval/journal.py": ("store strict_json run", ""),
+    "vlmamba_eval/files.py": ("store strict_json run tables", ""),
+    "vlmamba_eval/strict_json.py": ("strict_json", ""),
+    "vlmamba_eval/rows.py": ("reading dataset strict_json", ""),
+    "vlmamba_eval/generate.py": ("run plan workers", ""),
+    "vlmamba_eval/plan.py": ("plan run dataset", ""),
+    "vlmamba_eval/answers/asking.py": ("answer_files dataset", "pope textvqa mmbench scienceqa"),
+    "vlmamba_eval/answers/cleaning.py": ("answer_files dataset", ""),
+    "vlmamba_eval/answers/join.py": ("answer_files dataset", "pope seed mme"),
+    "vlmamba_eval/answers/layouts.py": ("answer_files dataset strict_json", "mme"),
+    "tasks/caption_metrics.py": ("", "captions"),
+    "tasks/captions.py": ("", "captions"),
+    "tasks/cobra.py": ("", "other_protocols"),
+    "tasks/gqa.py": ("", "gqa other_protocols"),
+    "tasks/mambavl.py": ("", "other_protocols"),
+    "tasks/mmbench.py": ("", "mmbench"),
+    "tasks/mme.py": ("", "mme other_protocols"),
+    "tasks/mmmamba.py": ("", "other_protocols"),
+    "tasks/mmvet.py": ("submit_and_judge", "mmvet"),
+    "tasks/mmvet_judge.py": ("submit_and_judge", "mmvet"),
+    "tasks/options.py": ("", "mmbench scienceqa seed"),
+    "tasks/pope.py": ("stats", "pope other_protocols"),
+    "tasks/refcoco.py": ("", "refcoco"),
+    "tasks/scienceqa.py": ("", "scienceqa"),
+    "tasks/seed.py": ("", "seed"),
+    "tasks/textvqa.py": ("", "textvqa other_protocols"),
+    "tasks/vizwiz.py": ("", "other_protocols vqa_accuracy"),
+    "tasks/vqa_accuracy.py": ("", "vqa_accuracy vqav2 textvqa other_protocols"),
+    "tasks/vqav2.py": ("", "vqav2 other_protocols"),
+    "tasks/vsr.py": ("", "other_protocols"),
+}
+LIBRARIES = ("pytest", "_pytest.assertion.rewrite", "hypothesis", "numpy", "pandas", "msgspec", "PIL.Image", "filelock")
+
+
+def tests_of(module: str) -> list[str]:
+    """The test files that may notice a change of a module."""
+    harness, tasks = COVERED[module]
+    near, far = (TASKS, HARNESS) if module.startswith("tasks/") else (HARNESS, TASKS)
+    near_names, far_names = (tasks, harness) if near is TASKS else (harness, tasks)
+    return [near.format(name) for name in near_names.split()] + [far.format(name) for name in far_names.split()]
+
+
+# =============================================================================
+# What may be changed
+# =============================================================================
+
+COMPARISONS: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
+    ast.Lt: (ast.LtE, ast.GtE), ast.LtE: (ast.Lt, ast.Gt), ast.Gt: (ast.GtE, ast.LtE), ast.GtE: (ast.Gt, ast.Lt),
+    ast.Eq: (ast.NotEq,), ast.NotEq: (ast.Eq,), ast.In: (ast.NotIn,), ast.NotIn: (ast.In,),
+    ast.Is: (ast.IsNot,), ast.IsNot: (ast.Is,),
+}  # fmt: skip
+ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult,
+    ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.LShift: ast.RShift, ast.RShift: ast.LShift,
+}  # fmt: skip
+UNREAD = {"strict", "frozen", "slots", "maxsize", "repr", "what", "encoding", "title", "measures", "paper", "scorer"}
+
+
+def changed(node: ast.AST) -> Iterator[ast.AST | None]:
+    """Other nodes for this one; None leaves a statement out."""
+    if isinstance(node, ast.Compare) and len(node.ops) == 1:
+        for operator in COMPARISONS[type(node.ops[0])]:
+            yield ast.Compare(node.left, [operator()], node.comparators)
+    elif isinstance(node, ast.BinOp | ast.AugAssign) and type(node.op) in ARITHMETIC:
+        other = copy.copy(node)
+        other.op = ARITHMETIC[type(node.op)]()
+        yield other
+    elif isinstance(node, ast.BoolOp):
+        yield ast.BoolOp(ast.Or() if isinstance(node.op, ast.And) else ast.And(), node.values)
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub):
+        yield node.operand
+    elif isinstance(node, ast.Constant):
+        if isinstance(node.value, bool):
+            yield ast.Constant(not node.value)
+        elif isinstance(node.value, int | float):
+            yield ast.Constant(node.value + 1)
+        elif isinstance(node.value, str) and 0 < len(node.value) <= 24:
+            yield ast.Constant(node.value + "?")
+    elif isinstance(node, ast.If | ast.IfExp | ast.While):
+        for value in (True, False)[isinstance(node, ast.While) :]:
+            other = copy.copy(node)
+            other.test = ast.Constant(value)
+            yield other
+    elif isinstance(node, ast.Return) and node.value is not None:
+        if not (isinstance(node.value, ast.Constant) and node.value.value is None):
+            yield ast.Return(ast.Constant(None))
+    elif isinstance(node, ast.Continue | ast.Break) or (
+        isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+    ):
+        yield None
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`before` in a function of a module becomes `after`; `place` counts the module's mutants."""
+
+    module: str
+    place: int
+    line: int
+    function: str
+    before: str
+    after: str
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        return self.module, self.function, self.before, self.after
+
+
+class Changer(ast.NodeTransformer):
+    """Lists the mutants of a module, or makes the one at a place."""
+
+    def __init__(self, module: str, wanted: int = -1) -> None:
+        self.module, self.wanted = module, wanted
+        self.found: list[Mutant] = []
+        self._functions: list[str] = []
+
+    def visit(self, node: ast.AST) -> ast.AST | None:
+        if _left_alone(node):
+            return node
+        for other in changed(node):
+            place = len(self.found)
+            before, after = (_text(one) for one in (node, other))
+            line = getattr(node, "lineno", 0)
+            self.found.append(Mutant(self.module, place, line, ".".join(self._functions), before, after))
+            if place == self.wanted:
+                return ast.copy_location(ast.Pass() if other is None else other, node)
+        named = isinstance(node, ast.FunctionDef | ast.ClassDef)
+        if named:
+            self._functions.append(node.name)  # type: ignore[attr-defined]
+        for field, value in ast.iter_fields(node):
+            if field in ("annotation", "returns", "decorator_list") or (field == "keywords" and not value):
+                continue
+            if isinstance(value, list):
+                value[:] = [self.visit(item) if isinstance(item, ast.AST) else item for item in value]
+            elif isinstance(value, ast.AST):
+                setattr(node, field, self.visit(value))
+        if named:
+            self._functions.pop()
+        return node
+
+
+def _left_alone(node: ast.AST) -> bool:
+    """Docstrings, messages, imports, and arguments that change no behaviour."""
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+        return True
+    if isinstance(node, ast.Raise | ast.Import | ast.ImportFrom | ast.JoinedStr | ast.Assert):
+        return True
+    if isinstance(node, ast.keyword) and node.arg in UNREAD:
+        return True
+    if isinstance(node, ast.Call):
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        return name in ("fail", "DataError", "StoreError", "UsageError", "note", "cast", "TypeVar", "damaged")
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def _text(node: ast.AST | None) -> str:
+    if node is None:
+        return "pass"
+    if isinstance(node, ast.If | ast.While):
+        return f"{type(node).__name__.lower()} {ast.unparse(node.test)}"
+    return ast.unparse(ast.fix_missing_locations(copy.copy(node)))
+
+
+def mutants(module: str) -> list[Mutant]:
+    """All mutants of a module."""
+    changer = Changer(module)
+    changer.visit(ast.parse((ROOT / module).read_text(encoding="utf-8")))
+    return changer.found
+
+
+# =============================================================================
+# Trying one
+# =============================================================================
+
+
+class Importer(importlib.abc.MetaPathFinder):
+    """Imports one module from another syntax tree than its file's."""
+
+    def __init__(self, mutant: Mutant) -> None:
+        name = mutant.module.removesuffix(".py").replace("/", ".")
+        self.name = name if name.startswith("vlmamba_eval.") else f"vlmamba_eval.{name}"
+        self.loader = Loader(self.name, str(ROOT / mutant.module))
+        self.loader.mutant = mutant
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> importlib.machinery.ModuleSpec | None:
+        if fullname != self.name:
+            return None
+        return importlib.util.spec_from_file_location(fullname, self.loader.path, loader=self.loader)
+
+
+class Loader(importlib.machinery.SourceFileLoader):
+    """Compiles a mutant in place of the file."""
+
+    mutant: Mutant
+
+    def get_code(self, fullname: str) -> CodeType:
+        tree = ast.parse(Path(self.path).read_text(encoding="utf-8"))
+        Changer(self.mutant.module, self.mutant.place).visit(tree)
+        return compile(ast.fix_missing_locations(tree), self.path, "exec")
+
+
+def survives(mutant: Mutant | None, tests: Sequence[str], seconds: float) -> bool:
+    """Whether all tests pass with a mutant (None: with the module as it is)."""
+    child = os.fork()
+    if child == 0:
+        signal.alarm(int(seconds))
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(nothing, stream)
+        os.setsid()
+        if mutant is not None:
+            sys.meta_path.insert(0, Importer(mutant))
+        import pytest
+
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore"]
+        os._exit(min(int(pytest.main([*options, *tests])), 1))
+    _, status = os.waitpid(child, 0)
+    return status == 0
+
+
+# =============================================================================
+# The command
+# =============================================================================
+
+
+def equal() -> set[tuple[str, ...]]:
+    """The mutants that behave as before."""
+    with EQUAL.open(encoding="utf-8", newline="") as file:
+        return {tuple(row[:4]) for row in csv.reader(file)}
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--sample", default=300, show_default=True, help="How many mutants are drawn from all.")
+@click.option("--seed", default=16, show_default=True)
+@click.option("--module", "modules", multiple=True, type=click.Choice(list(COVERED)), help="Default: all.")
+@click.option("--minutes", default=60.0, show_default=True, help="Stop after so long, with what was tried.")
+@click.option("--least", default=0.0, help="Exit with 1 if a smaller part (0 to 1) of the mutants is killed.")
+def main(sample: int, seed: int, modules: tuple[str, ...], minutes: float, least: float) -> None:
+    """Say for each mutant whether a test notices it, then how many of those that change behaviour were killed."""
+    os.chdir(ROOT)
+    sys.path.insert(0, str(ROOT))
+    for library in LIBRARIES:
+        importlib.import_module(library)
+    population = [mutant for module in modules or COVERED for mutant in mutants(module)]
+    drawn = random.Random(seed).sample(population, min(sample, len(population)))
+    known, ends = equal(), time.monotonic() + 60 * minutes
+    limits: dict[str, float] = {}
+    killed, same, alive = 0, 0, 0
+    for mutant in drawn:
+        if time.monotonic() > ends:
+            break
+        if mutant.key in known:
+            same += 1
+            continue
+        tests = tests_of(mutant.module)
+        if mutant.module not in limits:
+            begun = time.monotonic()
+            if not survives(None, tests, 600):
+                raise click.ClickException(f"The tests of {mutant.module} fail without any mutant.")
+            limits[mutant.module] = 30 + 5 * (time.monotonic() - begun)
+        if survives(mutant, tests, limits[mutant.module]):
+            alive += 1
+            click.echo(f"SURVIVED {mutant.module}:{mutant.line} {mutant.function}: {mutant.before}  ->  {mutant.after}")
+        else:
+            killed += 1
+    tried = killed + alive
+    click.echo(
+        f"{len(population):,} mutants; seed {seed}; {tried + same} tried, {same} of them equal in behaviour. "
+        f"Killed {killed} of {tried}: {killed / max(tried, 1):.1%}."
+    )
+    if killed < least * tried:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""What could stand in a file in place of its content, and a test that feeds it to a reader."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, given, note, settings
+from hypothesis import strategies as st
+
+from vlmamba_eval.types import EvalError
+
+ODD: tuple[Any, ...] = (
+    None, True, False, 0, -1, 10**30, 1.5, "", " ", "\x00", "\ud800", "\u202e", "../../x", "/etc/passwd", "a" * 5000,
+    [], [[]], {}, {"a": []}, ["x"] * 20, "nan", "None", "=1+1", "9" * 5000, "\n", "yes", "A", [None], [1, "a"],
+)  # fmt: skip
+RAW = (
+    b"", b"\xff\xfe", b"\x00" * 64, b"[" * 50_000, b'{"a": ' * 20_000, b"NaN", b'{"a": Infinity}', b"1" * 6000,
+    b"1e999", b'{"a": 1e999}',
+    b'{"a": 1, "a": 2}', b"\xef\xbb\xbf[]", b'"\\ud800"', b"PK\x03\x04", b"\x1f\x8b", b"<html>", b"{}\n{}\n", b"null",
+)  # fmt: skip
+
+
+def mutated(value: Any, rng: random.Random, depth: int = 0) -> Any:
+    """The value with something in it replaced, dropped, doubled, or put in another place."""
+    if depth > 6 or rng.random() < 0.12:
+        return rng.choice(ODD)
+    if isinstance(value, dict) and value:
+        key = rng.choice(list(value))
+        changed = dict(value)
+        what = rng.random()
+        if what < 0.2:
+            del changed[key]
+        elif what < 0.3:
+            changed[rng.choice(["", "\ud800", "x" * 300])] = changed.pop(key)
+        else:
+            changed[key] = mutated(value[key], rng, depth + 1)
+        return changed
+    if isinstance(value, list) and value:
+        place = rng.randrange(len(value))
+        changed = list(value)
+        what = rng.random()
+        if what < 0.15:
+            changed.insert(place, value[rng.randrange(len(value))])
+        elif what < 0.25:
+            del changed[place]
+        else:
+            changed[place] = mutated(value[place], rng, depth + 1)
+        return changed
+    return rng.choice(ODD)
+
+
+def variants(content: bytes, name: str, rng: random.Random) -> Iterator[bytes]:
+    """Endlessly, what could stand in a file in place of its content."""
+    lines = content.split(b"\n")
+    while True:
+        kind = rng.random()
+        if kind < 0.1:
+            yield rng.choice(RAW)
+        elif kind < 0.25:
+            raw = bytearray(content)
+            for _ in range(rng.randint(1, 4)):
+                raw[rng.randrange(len(raw))] = rng.randrange(256)
+            yield bytes(raw)
+        elif kind < 0.35:
+            yield content[: rng.randrange(len(content))]
+        elif name.endswith((".tsv", ".txt")) or kind < 0.4:
+            place = rng.randrange(len(lines))
+            cells = lines[place].split(b"\t")
+            cells[rng.randrange(len(cells))] = json.dumps(rng.choice(ODD)).encode()
+            yield b"\n".join([*lines[:place], b"\t".join(cells), *lines[place + 1 :]])
+        else:
+            try:
+                yield json.dumps(mutated(json.loads(content), rng)).encode()
+            except ValueError:  # JSON lines
+                place = rng.randrange(len(lines))
+                try:
+                    row = json.dumps(mutated(json.loads(lines[place] or b"{}"), rng)).encode()
+                except ValueError:
+                    row = rng.choice(RAW)
+                yield b"\n".join([*lines[:place], row, *lines[place + 1 :]])
+
+
+def readable(error: EvalError) -> None:
+    """A message that a person can read: there, and not a page of what stood in the file."""
+    if not 10 < len(str(error)) < 1_500:
+        raise AssertionError(f"a message of {len(str(error))} characters: {error!s:.300}") from error
+
+
+def feed(files: Sequence[Path], read: Callable[[], object], examples: int) -> None:
+    """Put odd content into one of the files at a time, and read: a value or a readable `EvalError`, nothing else.
+
+    Each of `RAW` comes into each file, then so many mutations that hypothesis chooses, the same in every run.
+    """
+    originals = {path: path.read_bytes() for path in files}
+
+    def tried(path: Path, content: bytes) -> None:
+        path.write_bytes(content)
+        try:
+            read()
+        except EvalError as error:
+            readable(error)
+        finally:
+            path.write_bytes(originals[path])
+
+    for path in files:
+        for content in RAW:
+            tried(path, content)
+
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+    @given(st.sampled_from(files), st.randoms(use_true_random=False))
+    def mutations(path: Path, rng: random.Random) -> None:
+        content = next(variants(originals[path], path.name, rng))
+        note(f"{path.name}: {content[:300]!r}")
+        tried(path, content)
+
+    mutations()
