@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from vlmamba_eval.strict_json import parse_json
-from vlmamba_eval.types import DataError
+from vlmamba_eval.types import DataError, UsageError
 
 MANIFEST = "vlmamba-data.json"
 """The first member of an archive that `prepare --pack` wrote: what it holds, where, and the sha256 of each file."""
@@ -21,8 +21,13 @@ else:
 
 
 def data_root(where: str) -> Path:
-    """The data folder that `--data` names: a folder, or the inside of a tar file."""
+    """The data folder that `--data` names: a folder, or the inside of a tar file. Raises `UsageError`."""
     path = Path(where)
+    if path.suffix == ".tar" and not path.exists():
+        raise UsageError(
+            f"--data {where}: no such archive. It is written where there is a network: vlmamba-eval prepare "
+            f"--tasks A,B --data DIR --download --pack {where}"
+        )
     return InArchive(path) if path.suffix == ".tar" and path.is_file() else path
 
 

@@ -518,7 +518,7 @@ def list_tasks() -> None:
             (
                 info.name,
                 f"{info.questions:,}",
-                "?" if info.images is None else f"{info.images:,}",
+                "unknown" if info.images is None else f"{info.images:,}",
                 info.split,
                 info.headline,
                 SCORED[info.scored],

@@ -217,6 +217,7 @@ def test_a_failed_gate_ends_with_its_own_code(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["compare", str(a), str(b), "--fail-if-worse", "POPE:0.5"])
     assert result.exit_code == 4
     assert "FAILED: b is" in result.output
+    assert not [line for line in result.output.split("\n") if line.endswith(" ")]
 
 
 def test_names_and_answers_cannot_steer_a_terminal(tmp_path: Path) -> None:

@@ -126,10 +126,17 @@ def _main(candidates: Sequence[Difference], headline: Difference) -> Difference 
 def show(comparison: Comparison) -> None:
     """Print a comparison to standard output, in whatever width there is."""
     from rich.console import Console
+
+    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 100)
+    with console.capture() as shown:
+        _print(console, comparison)
+    lines = shown.get().removesuffix("\n").split("\n")  # rich leaves the space at which it wrapped a line
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in lines))
+
+
+def _print(console: Any, comparison: Comparison) -> None:
     from rich.markup import escape
 
-    terminal = sys.stdout.isatty()
-    console = Console(file=sys.stdout, highlight=False, width=None if terminal else 100)
     for pair in comparison.pairs:
         console.print()
         console.print(
@@ -184,12 +191,12 @@ def _put(console: Any, line: str) -> None:
     stripped = line.lstrip(" ")
     indent = len(line) - len(stripped)
     if len(line) <= console.width:
-        console.print(Padding(Text(stripped), (0, 0, 0, indent)))
+        console.print(Padding(Text(stripped), (0, 0, 0, indent), expand=False))
         return
     first, *rest = Text(stripped).wrap(console, console.width - indent - 2)
-    console.print(Padding(first, (0, 0, 0, indent)))
+    console.print(Padding(first, (0, 0, 0, indent), expand=False))
     for part in rest:
-        console.print(Padding(part, (0, 0, 0, indent + 2)))
+        console.print(Padding(part, (0, 0, 0, indent + 2), expand=False))
 
 
 def _show_parts(console: Any, pair: Pair) -> None:

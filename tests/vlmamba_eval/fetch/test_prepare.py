@@ -126,6 +126,14 @@ def test_a_run_fetches_what_it_misses(server: Server, http: Http, tmp_path: Path
     assert {read_image(s.image) for s in dataset.samples if s.image} == {picture(name) for name in NAMES}
 
 
+def test_an_archive_that_is_not_there_is_never_made_a_folder(server: Server, http: Http, tmp_path: Path) -> None:
+    task, gone = Colours(*serve(server)), str(tmp_path / "gone.tar")
+    for ask in (None, Asked()):
+        with pytest.raises(UsageError, match="no such archive"):
+            settle([task], gone, ask=ask, say=print, http=http)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_run_that_may_not_ask_says_how_to_fetch(server: Server, http: Http, tmp_path: Path) -> None:
     task = Colours(*serve(server), BY_HAND)
     with pytest.raises(UsageError) as caught:
