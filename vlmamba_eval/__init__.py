@@ -28,7 +28,7 @@ def load_runs(*paths: str | Path) -> pd.DataFrame:
 
     folders = [folder for path in paths for folder in find_runs(Path(path))]
     frame = pd.DataFrame(tidy(load_runs(folders, Path()), []), columns=pd.Index(COLUMNS))
-    for name in ("n", "n_images", "n_unparsed", "n_missing", "n_error", "n_truncated", "version"):
+    for name in ("n", "n_images", "n_unparsed", "n_missing", "n_error", "n_foreign", "n_truncated", "version"):
         frame[name] = frame[name].astype("Int64")
     return frame
 

@@ -601,8 +601,10 @@ def _finish(outcomes: list[Outcome], out: Path, remedy: str) -> int:
             code = INCOMPLETE
             click.echo(
                 f"{scores.title} is INCOMPLETE: of {scores.n:,} answers {scores.n_missing:,} are missing and "
-                f"{scores.n_error:,} failed; they count as wrong."
-                + (f" Why: {outcome.folder.resolve()}/answers.jsonl" if scores.n_error else ""),
+                f"{scores.n_error:,} failed"
+                + (f" and {scores.n_foreign:,} are foreign (to other questions)" if scores.n_foreign else "")
+                + "; they count as wrong."
+                + (f" Why: {outcome.folder.resolve()}/answers.jsonl" if scores.n_error or scores.n_foreign else ""),
                 err=True,
             )
     if code == INCOMPLETE:

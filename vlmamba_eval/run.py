@@ -183,7 +183,7 @@ def conclude(dataset: Dataset, run: Run, max_errors: int = 0) -> Outcome:
     """Score what the run has and write its derived files. Failed and missing answers count as wrong, and are named."""
     run.settle([sample.id for sample in dataset.samples])
     scores, graded = score(dataset, run.manifest, run.answers)
-    complete = scores.n_missing == 0 and scores.n_error <= max_errors
+    complete = scores.n_missing == scores.n_foreign == 0 and scores.n_error <= max_errors
     if dataset.task.info.scored == "judge" and (run.folder / SCORES).exists():
         before = read_scores(run.folder)  # a judge's grades stay as long as the answers are the same
         if before.judge and (before.n_missing, before.n_error) == (scores.n_missing, scores.n_error):

@@ -30,6 +30,7 @@ def score(
     scorable = dataset.labelled or verdicts is not None
     graded = grade(dataset, answers, verdicts if scorable else {})
     states = Counter(item.state for item in graded)
+    foreign = sum(item.foreign for item in graded)
     marks: list[Mark] = [*manifest.data.marks]
     if manifest.model is not None and manifest.model.untrained:
         marks.append("UNTRAINED")
@@ -48,7 +49,8 @@ def score(
         marks=tuple(marks),
         n=len(dataset.samples),
         n_missing=states["missing"],
-        n_error=states["error"],
+        n_error=states["error"] - foreign,
+        n_foreign=foreign,
         scores=tuple(summarise(dataset.task, graded, dataset.extra)) if scorable else (),
     )
     return scores, graded
@@ -69,7 +71,8 @@ def grade(
         if answer is None:
             graded.append(Graded(sample, None, "missing"))
         elif answer.generation is None:
-            graded.append(Graded(sample, None, "error"))
+            foreign = answer.failure is not None and answer.failure.kind == "foreign"
+            graded.append(Graded(sample, None, "error", foreign=foreign))
         else:
             graded.append(Graded(sample, verdicts.get(sample.id), "ok", answer.generation.stop == "length"))
     return graded

@@ -155,6 +155,7 @@ def _score(task: Task, point: Metric, spread: Metric, totals: Totals, reach: End
         n_missing=totals.missing,
         n_error=totals.error,
         n_truncated=totals.truncated,
+        n_foreign=totals.foreign,
         headline=point.headline,
         plain=point.plain,
         few_images=not point.plain and point.upper is not None and not math.isnan(low) and reach.few,

@@ -28,6 +28,7 @@ class Totals:
     missing: int = 0
     error: int = 0
     truncated: int = 0
+    foreign: int = 0
 
     def add(self, items: Iterable[Graded]) -> None:
         """Add one image's questions of the group."""
@@ -36,7 +37,8 @@ class Totals:
             self.n += 1
             self.unparsed += item.verdict is not None and not item.verdict.valid
             self.missing += item.state == "missing"
-            self.error += item.state == "error"
+            self.error += item.state == "error" and not item.foreign
+            self.foreign += item.foreign
             self.truncated += item.truncated
 
 

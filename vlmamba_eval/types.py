@@ -184,10 +184,10 @@ class Failure:
     """Why a question has no answer.
 
     `data_error`: its image can't be read. `model_error`: the adapter raised, refused, or returned something that is not
-    answer. `timeout`: it took longer than allowed.
+    answer. `timeout`: it took longer than allowed. `foreign`: the saved answer is to another question.
     """
 
-    kind: Literal["data_error", "model_error", "timeout"]
+    kind: Literal["data_error", "model_error", "timeout", "foreign"]
     message: str
 
 
@@ -229,6 +229,7 @@ class Graded:
     verdict: Verdict | None
     state: Literal["ok", "missing", "error"] = "ok"
     truncated: bool = False
+    foreign: bool = False  # an error: its answer was to another question
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +279,7 @@ class Score:
     headline: bool
     plain: bool = False
     few_images: bool = False
+    n_foreign: int = 0  # besides n_error
 
 
 Scoring = Literal["generate", "likelihood", "cleaned"]
@@ -317,6 +319,7 @@ class Scores:
     n_missing: int
     n_error: int
     scores: tuple[Score, ...] = ()
+    n_foreign: int = 0  # besides n_error
 
 
 # =============================================================================

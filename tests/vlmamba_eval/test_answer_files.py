@@ -55,18 +55,19 @@ def test_one_foreign_answer_in_many_is_failed_named_and_makes_the_result_incompl
     rows[7]["prompt"] = "Is there a zeppelin in the image?\nAnswer the question using a single word or phrase."
     notes: list[str] = []
     outcome = score_answers(pope, lines(tmp_path / "a.jsonl", rows), tmp_path, note=notes.append)
-    assert (outcome.scores.n_error, outcome.scores.n_missing, outcome.complete) == (1, 0, False)
+    counts = outcome.scores.n_foreign, outcome.scores.n_error, outcome.scores.n_missing
+    assert (counts, outcome.complete) == ((1, 0, 0), False)
     assert "INCOMPLETE" in outcome.scores.marks
     headline = next(score for score in outcome.scores.scores if score.headline)
     assert headline.value is not None
     assert headline.value < 100
+    assert headline.n_foreign == 1
     assert len(notes) == 1
     assert "1 of 288 rows are foreign" in notes[0]
     assert "a.jsonl:8: 'Is there a zeppelin" in notes[0]
     failure = read_answer_file(pope, tmp_path / "a.jsonl")[pope.samples[7].id].failure
     assert failure is not None
-    assert failure.kind == "data_error"
-    assert failure.message.startswith("foreign: ")
+    assert failure.kind == "foreign"
 
 
 def test_more_than_one_in_a_hundred_is_refused(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_the_csv_is_what_pandas_writes_of_the_same_rows() -> None:
     runs = [scores(model='a "b", c'), with_row(scores(task="gqa"), value=1 / 3, ci_low=None, few_images=True)]
     runs.append(scores(task="mmvet", marks=("UNSCORED",), scores=()))
     frame = pd.DataFrame(tidy(runs, choose(DEFAULT)), columns=pd.Index(COLUMNS))
-    for name in ("n", "n_images", "n_unparsed", "n_missing", "n_error", "n_truncated", "version"):
+    for name in ("n", "n_images", "n_unparsed", "n_missing", "n_error", "n_foreign", "n_truncated", "version"):
         frame[name] = frame[name].astype("Int64")
     assert formats.write("csv", runs, choose(DEFAULT)) == frame.to_csv(index=False, lineterminator="\n")
 
@@ -334,6 +334,22 @@ def test_what_is_wrong_with_many_answers_is_said_beside_the_headline() -> None:
     assert any(note.startswith("ours, POPE: 8,910 of 8,910 answers hold no readable answer") for note in notes)
     assert "ours, POPE: 90 of 8,910 answers were cut off at the limit of tokens." in notes
     assert "ours, POPE: 100 of 8,910 answers are missing and count as wrong." in notes
+
+
+def test_one_foreign_answer_is_said_and_stands_in_a_column_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    run = with_row(scores(n_foreign=1), n_foreign=1)
+    found = board([run], [])
+    assert "ours, POPE: 1 of 8,910 answers is to another question (foreign) and counts as wrong." in found.notes
+    show(found)
+    [header] = [line for line in capsys.readouterr().out.splitlines() if "foreign" in line and "truncated" in line]
+    assert header.split().index("foreign") > header.split().index("unreadable")
+    assert "| n | images | unparsed | truncated | missing | failed | foreign |" in markdown([run], [])
+    assert tidy([run], [])[0]["n_foreign"] == 1
+    assert "0 missing, 0 failed, 1 foreign" in markdown([run], [])
+
+
+def test_answers_without_a_flaw_need_no_table_of_flaws() -> None:
+    assert not board([with_row(scores(), n_unparsed=0)], []).flaws
 
 
 def test_another_runs_damage_leaves_it_out_and_is_told(tmp_path: Path) -> None:

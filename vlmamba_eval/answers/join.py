@@ -33,7 +33,7 @@ def join(dataset: Dataset, rows: Sequence[Saved], name: str) -> Joined:
 
     For a row with an id that the benchmark does not have, for different answers to one question, for an id of several
     questions without a prompt, and if more than one in a hundred rows asks something else than the question under its
-    id. Fewer such foreign rows are failed answers: they never score, and are named.
+    id. Fewer such foreign rows never score, and are counted and named.
     """
     if not rows:
         raise DataError(f"{name}: holds no answers. Expected one JSON object per line with `question_id` and `text`.")
@@ -217,7 +217,7 @@ class _Pass:
                     f"{what}, and the questions under that id have their answers. "
                     "Remove the row that does not belong here."
                 )
-            joined.answers[sample.id] = Answer(sample.id, None, Failure("data_error", f"foreign: {what}"))
+            joined.answers[sample.id] = Answer(sample.id, None, Failure("foreign", what))
         joined.foreign = len(self.foreign)
         self._share_answers()
         joined.notes += self._notes(n)
@@ -242,7 +242,7 @@ class _Pass:
         if joined.foreign:
             notes.append(
                 f"{joined.foreign:,} of {n:,} rows are foreign: their saved prompt asks something else than the "
-                f"question under their id. They are not scored, and count as failed. The first: {self.foreign[0][0]}."
+                f"question under their id. They are not scored, and count as wrong. The first: {self.foreign[0][0]}."
             )
         if joined.padded:
             notes.append(f"{joined.padded:,} rows repeat an answer (a last batch filled up?); one each is kept.")

@@ -14,7 +14,7 @@ from rich.progress import ProgressColumn, Task
 from rich.table import Column, Table
 from rich.text import Text
 
-from vlmamba_eval.report.tables import FOOTNOTE, Board, Line, Section
+from vlmamba_eval.report.tables import FLAWS, FOOTNOTE, Board, Line, Section
 from vlmamba_eval.text import one_line, printable
 from vlmamba_eval.types import Progress
 
@@ -42,8 +42,23 @@ def show(board: Board) -> None:
             console.print(section.title, style="bold")
         console.print(table)
     console.print(FOOTNOTE, style="dim")
+    if board.flaws:
+        table = _of_flaws(board)
+        if not terminal:
+            console.width = max(console.width, _width(console, table))
+        console.print(table)
     for note in board.notes:
         console.print(escape(note), style="dim")
+
+
+def _of_flaws(board: Board) -> Table:
+    """One row per run that has unreadable, truncated, missing, failed or foreign answers."""
+    first, *rest = FLAWS
+    table = Table(Column(first, overflow="fold"), *(Column(name, justify="right", overflow="fold") for name in rest))
+    table.box, table.padding, table.pad_edge = SIMPLE_HEAD, (0, 1, 0, 0), False
+    for row in board.flaws:
+        table.add_row(*(escape(one_line(cell)) for cell in row))
+    return table
 
 
 def _columns(board: Board, section: Section) -> list[int]:

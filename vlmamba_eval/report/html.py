@@ -477,7 +477,7 @@ def _readability(models: Sequence[Row]) -> list[dict[str, Any]]:
         scores = run.scores
         whole = [s for s in scores.scores if s.n == scores.n][:1] or scores.scores
         unparsed, cut = (max((getattr(s, count) for s in whole), default=0) for count in ("n_unparsed", "n_truncated"))
-        counts = (unparsed, cut, scores.n_missing, scores.n_error)
+        counts = (unparsed, cut, scores.n_missing, scores.n_error, scores.n_foreign)
         cells = [f"{scores.n:,}", *(_share(count, scores.n) for count in counts)]
         rows.append({"task": _titled(run), "run": model, "cells": cells})
     return rows

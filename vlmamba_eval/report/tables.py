@@ -33,7 +33,8 @@ ABBREVIATIONS = {
 }
 COLUMNS = [
     *("model", "task", "split", "category", "metric", "value", "ci_low", "ci_high"),
-    *("n", "n_images", "n_unparsed", "n_missing", "n_error", "n_truncated", "few_images", "headline", "status"),
+    *("n", "n_images", "n_unparsed", "n_missing", "n_error", "n_foreign", "n_truncated"),
+    *("few_images", "headline", "status"),
     *("scoring", "weights", "dtype", "version", "key", "model_key", "source"),
 ]
 
@@ -135,6 +136,7 @@ class Board:
     headers: tuple[str, ...]
     lines: tuple[Line, ...]
     notes: tuple[str, ...]
+    flaws: tuple[tuple[str, ...], ...] = ()  # rows under `FLAWS`, of the runs that have any
 
     @property
     def sections(self) -> tuple[Section, ...]:
@@ -200,7 +202,26 @@ def board(runs: Sequence[RunScores], baselines: Sequence[Published]) -> Board:
         for run in (firsts[task],)
     }
     quoted, sources = _published(wanted, baselines)
-    return Board(tasks, headers, (*lines, *quoted), (*dict.fromkeys(notes), *sources))
+    flaws = tuple(row for run in runs if (row := _flaws(run)))
+    return Board(tasks, headers, (*lines, *quoted), (*dict.fromkeys(notes), *sources), flaws)
+
+
+FLAWS = ("model", "task", "answers", "unreadable", "truncated", "missing", "failed", "foreign")
+"""What can be wrong with answers, in the columns of a table; each counts its answers."""
+
+
+def _counts(run: RunScores) -> tuple[int, int, int, int, int]:
+    """The numbers under `FLAWS`, of the whole list."""
+    whole = next((score for score in run.scores.scores if score.category == "all" and score.n == run.scores.n), None)
+    unparsed, truncated = (whole.n_unparsed, whole.n_truncated) if whole else (0, 0)
+    return unparsed, truncated, run.scores.n_missing, run.scores.n_error, run.scores.n_foreign
+
+
+def _flaws(run: RunScores) -> tuple[str, ...]:
+    counts = _counts(run)
+    if not any(counts):
+        return ()
+    return (run.scores.model, run.scores.title, f"{run.scores.n:,}", *(f"{count:,}" for count in counts))
 
 
 LOUD = 0.01
@@ -208,19 +229,27 @@ LOUD = 0.01
 
 
 def _doubts(run: RunScores) -> list[str]:
-    """What a reader of the headline should know: answers without a readable answer, truncated, missing, failed."""
-    whole = next((score for score in run.scores.scores if score.category == "all" and score.n == run.scores.n), None)
-    counts = {
-        "hold no readable answer, and the official rule scores them all the same": whole.n_unparsed if whole else 0,
-        "were cut off at the limit of tokens": whole.n_truncated if whole else 0,
-        "are missing and count as wrong": run.scores.n_missing,
-        "failed and count as wrong": run.scores.n_error,
-    }
-    return [
-        f"{text.markdown(run.scores.model)}, {run.scores.title}: {count:,} of {run.scores.n:,} answers {what}."
-        for what, count in counts.items()
+    """What a reader of the headline should know: answers that are unreadable, truncated, missing, failed, foreign."""
+    what = (
+        "hold no readable answer, and the official rule scores them all the same",
+        "were cut off at the limit of tokens",
+        "are missing and count as wrong",
+        "failed and count as wrong",
+    )
+    *counts, foreign = _counts(run)
+    told = [
+        f"{count:,} of {run.scores.n:,} answers {text_}"
+        for text_, count in zip(what, counts, strict=True)
         if count > LOUD * run.scores.n
     ]
+    if foreign:  # one is enough to doubt the file
+        is_ = (
+            "is to another question (foreign) and counts"
+            if foreign == 1
+            else "are to other questions (foreign) and count"
+        )
+        told.append(f"{foreign:,} of {run.scores.n:,} answers {is_} as wrong")
+    return [f"{text.markdown(run.scores.model)}, {run.scores.title}: {each}." for each in told]
 
 
 def _beside_published(cells: Mapping[str, RunScores], baselines: Sequence[Published]) -> list[str]:
@@ -420,7 +449,8 @@ def _links(run: RunScores) -> str:
 def _described(run: RunScores) -> list[str]:
     scores = run.scores
     marks = [f"**{mark}**: {MEANING[mark]}." for mark in scores.marks]
-    counts = f"{scores.n:,} questions, {scores.n_missing:,} missing, {scores.n_error:,} failed."
+    counts = f"{scores.n:,} questions, {scores.n_missing:,} missing, {scores.n_error:,} failed"
+    counts += f", {scores.n_foreign:,} foreign." if scores.n_foreign else "."
     if scores.judge:
         marks.append(f"Graded by the judge {text.markdown(scores.judge)}; other judges give other numbers.")
     if run.manifest.decoding and not run.manifest.decoding.greedy:
@@ -437,11 +467,12 @@ def _details(run: RunScores) -> list[str]:
     for (split, category, _), found in groups.items():
         some = next(iter(found.values()))
         values = [f"**{shown(score)}**" if score.headline else shown(score) for score in found.values()]
-        counts = [f"{count:,}" for count in (some.n, some.n_images, some.n_unparsed, some.n_truncated)]
+        flaws = some.n_unparsed, some.n_truncated, some.n_missing, some.n_error, some.n_foreign
+        counts = [f"{count:,}" for count in (some.n, some.n_images, *flaws)]
         tables.setdefault(tuple(found), []).append((text.markdown(split), text.markdown(category), *values, *counts))
     lines: list[str] = []
     for metrics, rows in tables.items():
-        headers = ["split", "category", *map(spoken, metrics), "n", "images", "unparsed", "truncated"]
+        headers = ["split", "category", *map(spoken, metrics), "n", "images", "unparsed", *FLAWS[4:]]
         told = (
             1 if len({row[0] for row in rows}) == 1 and len(rows) > 1 else 0
         )  # one split for all stands above already
@@ -483,7 +514,7 @@ def tidy(runs: Sequence[RunScores], baselines: Sequence[Published]) -> list[dict
         }
         rows += [shared | asdict(score) for score in scores.scores]
         if not scores.scores:
-            counts = {"n": scores.n, "n_missing": scores.n_missing, "n_error": scores.n_error}
+            counts = {name: getattr(scores, name) for name in ("n", "n_missing", "n_error", "n_foreign")}
             place = {"split": scores.split, "category": "all", "metric": scores.headline}
             rows.append(shared | place | counts | {"headline": True})
     headlines = {run.scores.task: run.scores.headline for run in runs}
