@@ -12,6 +12,7 @@ import pytest
 from tests.toys import ToyTask, write_toy_data
 from vlmamba_eval.answer_files import read_answer_file, score_answers
 from vlmamba_eval.dataset import Dataset, fingerprint, load_dataset, samples_folder
+from vlmamba_eval.identity import identity
 from vlmamba_eval.registry import get_task
 from vlmamba_eval.store import read_scores
 from vlmamba_eval.types import DataError, ImageRef, Loaded, Sample, UsageError
@@ -45,12 +46,12 @@ def test_other_counts_than_the_declared_are_refused_or_marked(data: Path) -> Non
 
 def declaring(sha256: str) -> ToyTask:
     task = ToyTask()
-    task.info = replace(task.info, sha256=sha256)
+    task.info = replace(task.info, sha256=(sha256,))
     return task
 
 
 def test_another_list_of_the_same_size_is_refused_by_its_sha256(data: Path) -> None:
-    known = load_dataset(ToyTask(), str(data)).identity.sha256
+    known = identity(ToyTask(), load_dataset(ToyTask(), str(data)).samples)
     assert load_dataset(declaring(known), str(data)).identity.marks == ()
     with pytest.raises(DataError, match=r"the 24 questions are not those of test: their sha256 differs from the decl"):
         load_dataset(declaring(f"{known[:-1]}{'0' if known[-1] != '0' else '1'}"), str(data))
