@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from tests.contract import AdapterContract
+from tests.model_adapters.through_the_command import assert_sharing_changes_no_answer_file
 from vlmamba_eval import registry
 from vlmamba_eval.adapter import Adapter
 from vlmamba_eval.model_adapters.cobra import model as cobra
@@ -287,6 +288,13 @@ def test_a_folder_without_a_configuration_must_hold_the_published_model(write: C
 def test_a_folder_that_is_not_there_says_where_to_get_one():
     with pytest.raises(UsageError, match=r"no such folder\. Download a published checkpoint .*huangwenjun1994"):
         registry.load("mlmamba:/nowhere", {})
+
+
+@pytest.mark.slow
+def test_a_whole_run_gives_the_same_answers_shared_or_not(write: Callable[..., Written], tmp_path: Path):
+    folder = write().folder
+    sources = {"dino": folder.parent / "dino", "siglip": folder.parent / "siglip", "tokenizer": TOKENIZER}
+    assert_sharing_changes_no_answer_file(f"mlmamba:{folder}", sources, tmp_path)
 
 
 class TestContract(AdapterContract):

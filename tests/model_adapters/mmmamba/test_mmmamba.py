@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from tests.model_adapters.mmmamba import published
+from tests.model_adapters.through_the_command import assert_sharing_changes_no_answer_file
 from vlmamba_eval.adapter import Deferred
 from vlmamba_eval.model_adapters.hybrid.adapter import HybridAdapter
 from vlmamba_eval.model_adapters.mmmamba import Options
@@ -275,3 +276,8 @@ def test_a_published_name_is_fetched_from_the_hub(folder: Path, monkeypatch: pyt
     found = load("mmmamba-hybrid", Options(device="cpu"))
     assert asked == [("hustvl/mmMamba_hybrid", True)]
     assert found.info.name == "mmmamba-hybrid"
+
+
+@pytest.mark.slow
+def test_a_whole_run_gives_the_same_answers_shared_or_not(folder: Path, tmp_path: Path):
+    assert_sharing_changes_no_answer_file(f"mmmamba:{folder}", {}, tmp_path)

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from tests.model_adapters.through_the_command import assert_sharing_changes_no_answer_file
 from tests.model_adapters.zamba2vl import published
 from vlmamba_eval.model_adapters.hybrid.adapter import HybridAdapter
 from vlmamba_eval.model_adapters.vlmamba.engine import Limits
@@ -280,3 +281,9 @@ def test_a_template_with_the_question_before_the_image_is_refused(copy: Path):
 def test_options_that_contradict_each_other_are_refused(copy: Path):
     with pytest.raises(UsageError, match="min_image_tokens=20 is more than max_image_tokens=12"):
         adapter(copy, min_image_tokens=20)
+
+
+@pytest.mark.slow
+def test_a_whole_run_gives_the_same_answers_shared_or_not(made: tuple[Path, Any, Any], tmp_path: Path):
+    options = {"min_image_tokens": 4, "max_image_tokens": 12}
+    assert_sharing_changes_no_answer_file(f"zamba2vl:{made[0]}", options, tmp_path)
