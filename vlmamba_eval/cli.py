@@ -511,7 +511,7 @@ def list_tasks() -> None:
     from vlmamba_eval.task import SCORED
 
     known = registry()
-    rows = [("task", "questions", "images", "split", "headline", "scored", "samples", "measures", "from")]
+    rows = [("task", "questions", "images", "split", "protocol", "headline", "scored", "samples", "measures", "from")]
     for task in known.tasks.values():
         info = task.info
         rows.append(
@@ -520,6 +520,7 @@ def list_tasks() -> None:
                 f"{info.questions:,}",
                 "unknown" if info.images is None else f"{info.images:,}",
                 info.split,
+                info.protocol,
                 info.headline,
                 SCORED[info.scored],
                 "yes" if has_samples(task) else "no",
@@ -527,7 +528,7 @@ def list_tasks() -> None:
                 known.origins["task", info.name],
             )
         )
-    _print_columns(rows, ("from", "measures", "images", "samples", "split", "scored"))
+    _print_columns(rows, ("from", "measures", "images", "samples", "split", "scored", "protocol"))
 
 
 @list_.command(name="models", short_help="Models by name, families and their options.")

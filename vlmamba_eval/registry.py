@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -92,9 +92,17 @@ def options_of(family: Family) -> list[Option]:
         if metadata := getattr(kind, "__metadata__", ()):
             text = next((meta.description or "" for meta in metadata if isinstance(meta, msgspec.Meta)), "")
             kind = kind.__origin__
-        shown = getattr(kind, "__name__", "") if isinstance(kind, type) else str(kind).replace("typing.", "")
-        found.append(Option(item.name, shown, "required" if item.default is MISSING else str(item.default), text))
+        found.append(
+            Option(item.name, _as_word(kind), "required" if item.default is MISSING else str(item.default), text)
+        )
     return found
+
+
+def _as_word(kind: Any) -> str:
+    """A type as the user writes a value of it: `int`, `first|last`."""
+    if get_origin(kind) is Literal:
+        return "|".join(map(str, get_args(kind)))
+    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "").replace(" ", "")
 
 
 def parse_options(family: Family, given: Mapping[str, Any]) -> Any:

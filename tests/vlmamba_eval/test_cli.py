@@ -45,8 +45,11 @@ def test_help_and_lists_answer_at_once_and_import_nothing_heavy(arguments: list[
 
 def test_lists_name_what_there_is() -> None:
     tasks, models = vlmamba_eval("list", "tasks").stdout, vlmamba_eval("list", "models").stdout
-    assert all(name in tasks for name in ("gqa", "pope", "pope_9000", "mme", "8,910", "mean_f1", "testdev_balanced"))
+    assert all(name in tasks for name in ("gqa", "pope", "mme", "8,910", "mean_f1", "testdev_balanced", "llava-1.5"))
     assert all(name in models for name in ("vlmamba-2.8b", "vlmamba-1.4b", "vlmamba-tiny"))
+    options = vlmamba_eval("list", "models", "llava").stdout
+    assert "auto|float32|bfloat16|float16" in options
+    assert "float16 on CUDA as LLaVA's own numbers" in options
 
 
 @pytest.mark.parametrize(
