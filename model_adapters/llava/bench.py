@@ -5,16 +5,16 @@
 Without a checkpoint: LLaVA-1.5-7B's shape with random weights, in half precision on a GPU. Contestants answer the same
 questions about the same picture files in turns within one process, from the file to the text:
 
-    shared    `run.evaluate`: pictures decoded ahead on threads, each read once, answers stored, scored
-    unstored  the same without a run on the disk
-    batch     transformers: all questions about a picture in one padded batch, the picture encoded for each of them
-    one       transformers: the picture opened, prepared and encoded for every question, then `generate`
+    shared  `run.evaluate`: pictures decoded ahead on threads, each read once, answers stored, scored
+    listed  the same with equal questions as the list has them: they are asked once
+    batch   transformers: all questions about a picture in one padded batch, the picture encoded for each of them
+    one     transformers: the picture opened, prepared and encoded for every question, then `generate`
 
 Question counts and lengths are those of the real lists (`question_lengths.json`, counted with Vicuna's tokenizer), and
-so are the lengths of answers; words and pictures are drawn. Equal questions are worded differently, so that every
-contestant answers all of them. The slow contestants answer the pictures whose number of questions is nearest to the
-mean; times are per image. The floor is the time of the matrix products that `shared` needs, at the rate that this
-device reaches on large ones. Results are written after every step.
+so are the lengths of answers; words and pictures are drawn. But for `listed`, equal questions are worded differently,
+so that every contestant answers all of them. The slow contestants answer the pictures whose number of questions is
+nearest to the mean; times are per image. The floor is the time of the matrix products that `shared` needs, at the rate
+that this device reaches on large ones. Results are written after every step.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ from PIL import Image
 
 from vlmamba_eval.dataset import Dataset
 from vlmamba_eval.folder import Folder
-from vlmamba_eval.generate import generate
 from vlmamba_eval.images import open_image
 from vlmamba_eval.manifest import DataIdentity
 from vlmamba_eval.model_adapters.shared.bench import counted, matrix_rate, now
@@ -46,12 +45,11 @@ from vlmamba_eval.model_adapters.shared.device import choose
 from vlmamba_eval.model_adapters.shared.prefix_adapter import PrefixAdapter
 from vlmamba_eval.model_adapters.shared.prefix_engine import Asked
 from vlmamba_eval.model_adapters.shared.template import TemplateConfig
-from vlmamba_eval.plan import batches, plan
-from vlmamba_eval.run import evaluate, question
+from vlmamba_eval.run import evaluate
 from vlmamba_eval.store import read_answers
 from vlmamba_eval.sums import Sums
 from vlmamba_eval.task import Task, TaskInfo, accuracy_metrics
-from vlmamba_eval.types import Generation, ImageRef, Loaded, Metric, Sample, UsageError, Verdict
+from vlmamba_eval.types import ImageRef, Loaded, Metric, Sample, UsageError, Verdict
 
 from .adapter import adapter_of
 
@@ -77,10 +75,16 @@ TINY: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Item:
-    """A picture file and its questions: texts, and how many tokens each answer takes."""
+    """A picture file and its questions: texts, and how many tokens each answer takes. `distinct` differ in the list."""
 
     image: ImageRef
     questions: list[tuple[str, int]]
+    distinct: int
+
+    def listed(self) -> Item:
+        """With equal questions: what is over `distinct` repeats the first ones."""
+        repeated = [self.questions[place % self.distinct] for place in range(len(self.questions))]
+        return Item(self.image, repeated, self.distinct)
 
 
 @dataclass
@@ -161,7 +165,7 @@ def items(adapter: PrefixAdapter, profile: str, images: int, folder: Path, seed:
         path = folder / f"{profile}-{number}.jpg"
         _picture(rng.randrange(2**31)).save(path, quality=90)
         ref = ImageRef(key=path.name, where=str(path), path=str(path), folder=str(folder))
-        made.append(Item(ref, [(writer.text(one.tokens), one.new_tokens) for one in about.questions]))
+        made.append(Item(ref, [(writer.text(one.tokens), one.new_tokens) for one in about.questions], about.distinct))
     return made
 
 
@@ -247,22 +251,9 @@ def shared(adapter: PrefixAdapter, profile: str, some: Sequence[Item]) -> Texts:
         shutil.rmtree(out)
 
 
-def unstored(adapter: PrefixAdapter, profile: str, some: Sequence[Item]) -> Texts:
-    """The harness's batches, without a run on the disk."""
-    wanted = [
-        (dataset.task.info.name, sample, question(dataset, sample, "generate"))
-        for dataset in datasets(profile, some)
-        for sample in dataset.samples
-    ]
-    found: Texts = {}
-    for batch in generate(adapter, batches(plan(wanted), adapter.info.image_tokens, BATCH_TOKENS)):
-        for answered in batch:
-            for job, outcome in zip(answered.group.jobs, answered.outcomes, strict=True):
-                assert isinstance(outcome, Generation), outcome  # noqa: S101
-                for _, key in job.recipients:
-                    image, _, place = key.partition("/")
-                    found[int(image), int(place)] = outcome.text
-    return found
+def listed(adapter: PrefixAdapter, profile: str, some: Sequence[Item]) -> Texts:
+    """A whole evaluation that asks equal questions once."""
+    return shared(adapter, profile, [item.listed() for item in some])
 
 
 def in_batches(adapter: PrefixAdapter, profile: str, some: Sequence[Item]) -> Texts:
@@ -309,7 +300,7 @@ def one_by_one(adapter: PrefixAdapter, profile: str, some: Sequence[Item]) -> Te
 
 CONTESTANTS: dict[str, Callable[[PrefixAdapter, str, Sequence[Item]], Texts]] = {
     "shared": shared,
-    "unstored": unstored,
+    "listed": listed,
     "batch": in_batches,
     "one": one_by_one,
 }
@@ -350,7 +341,7 @@ def measure(
     out: Path,
     *,
     profiles: Sequence[str] = PROFILES,
-    images: int = 64,
+    images: int = 256,
     slow: Mapping[str, int] | None = None,
     repeats: int = 3,
     seed: int = 0,
@@ -382,7 +373,7 @@ def measure(
             some = items(adapter, profile, images, Path(folder), seed)
             n = sum(len(item.questions) for item in some) / len(some)
             usual = sorted(range(len(some)), key=lambda i: abs(len(some[i].questions) - n))
-            parts = {"shared": range(len(some)), "unstored": range(len(some))}
+            parts = {"shared": range(len(some)), "listed": range(len(some))}
             few = slow or {"batch": 4, "one": 2}
             parts |= {name: usual[: few[name]] for name in ("batch", "one")}
             about: dict[str, Any] = {
@@ -403,7 +394,7 @@ def measure(
                     say(f"{profile}, {name}, " + (f"turn {repeat} of {repeats}" if repeat else "warming up"))
                     began = now(device)
                     # Ours warms up on everything: each shape that it meets is prepared once.
-                    whole = repeat or name in ("shared", "unstored")
+                    whole = repeat or name in ("shared", "listed")
                     answers = CONTESTANTS[name](adapter, profile, asked if whole else asked[:1])
                     took = now(device) - began
                     if repeat:
@@ -412,7 +403,7 @@ def measure(
                         measured[name].seconds_per_image.append(took / len(part) * scale)
                         texts[name] = {(part[image], place): text for (image, place), text in answers.items()}
                 found["rows"] = [asdict(row) for row in rows]
-                for name in ("unstored", "batch", "one"):
+                for name in ("batch", "one"):
                     if name in texts and "shared" in texts:
                         differ = sum(texts["shared"][key] != text for key, text in texts[name].items())
                         about[f"differ_{name}"] = [differ, len(texts[name])]
@@ -443,8 +434,9 @@ def table(found: Mapping[str, Any]) -> str:
         f"{found['matrix_rate'] / 1e12:.2f} TFLOP/s. Seconds per image from the picture's file to the text, median "
         "(least to most); times as long as `shared` of the same repeat, median (least to most).",
         "",
-        "| profile | questions per image | shared, through the harness | nothing stored | floor of the matrix products "
-        "| one padded batch per image | `generate` per question | the same without opening pictures |",
+        "| profile | questions per image | shared, through the harness | equal questions once "
+        "| floor of the matrix products | one padded batch per image | `generate` per question "
+        "| the same without opening pictures |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for profile, about in found["profiles"].items():
@@ -453,7 +445,7 @@ def table(found: Mapping[str, Any]) -> str:
             continue
         ours, n = by["shared"], about["questions_per_image"]
         floor = f"{about['floor']:.4f} (ours takes {statistics.median(ours) / about['floor']:.1f} times that)"
-        cells = [f"{n:.1f}", _spread(ours, 4), _spread(by["unstored"], 4) if by["unstored"] else "-", floor]
+        cells = [f"{n:.1f}", _spread(ours, 4), _spread(by["listed"], 4) if by["listed"] else "-", floor]
         for name in ("batch", "one"):
             times = by[name]
             cells.append(
@@ -466,7 +458,7 @@ def table(found: Mapping[str, Any]) -> str:
     for profile, about in found["profiles"].items():
         shown = [
             f"{differ} of {asked} of `{name}`"
-            for name in ("unstored", "batch", "one")
+            for name in ("batch", "one")
             for differ, asked in [about.get(f"differ_{name}", (0, 0))]
             if asked
         ]
@@ -516,7 +508,7 @@ def bench(
         adapter,
         out,
         profiles=profiles or PROFILES,
-        images=images or (64 if device.startswith("cuda") else 4),
+        images=images or (256 if device.startswith("cuda") else 4),
         repeats=repeats,
         seed=seed,
         command=command,

@@ -111,7 +111,7 @@ def assemble(
 )
 @click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Turns of every mode.")
 @click.option(
-    "--images", type=click.IntRange(min=1), help="Images of a profile. Default: 4 on cpu, on cuda 32, of a LLaVA 64."
+    "--images", type=click.IntRange(min=1), help="Images of a profile. Default: 4 on cpu, on cuda 32, of a LLaVA 256."
 )
 @click.option("--lengths", metavar="A,B,C", default="", help="Tokens. Default: 512 to 4096 on cpu, to 65536 on cuda.")
 @click.option("--seed", type=int, default=0, show_default=True)

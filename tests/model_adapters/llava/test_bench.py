@@ -28,17 +28,17 @@ def adapter() -> PrefixAdapter:
 def test_all_contestants_answer_alike_and_are_written(adapter: PrefixAdapter, tmp_path: Path) -> None:
     found = measure(adapter, tmp_path, profiles=("gqa",), images=2, repeats=1, slow={"batch": 1, "one": 1})
     assert {(row["profile"], row["contestant"]) for row in found["rows"]} == {
-        ("gqa", name) for name in ("shared", "unstored", "batch", "one")
+        ("gqa", name) for name in ("shared", "listed", "batch", "one")
     }
     assert all(len(row["seconds_per_image"]) == 1 for row in found["rows"])
     assert json.loads((tmp_path / "llava.json").read_text()) == found
     gqa = found["profiles"]["gqa"]
-    for name in ("unstored", "batch", "one"):
+    for name in ("batch", "one"):
         differ, asked = gqa[f"differ_{name}"]
         assert (differ, asked > 10) == (0, True)
     table = (tmp_path / "llava.md").read_text()
     assert table.count("times that)") == 1
-    assert f"- gqa: 0 of {gqa['differ_unstored'][1]} of `unstored`, 0 of" in table
+    assert f"- gqa: 0 of {gqa['differ_batch'][1]} of `batch`, 0 of" in table
 
 
 def test_questions_have_the_lengths_of_the_real_lists(adapter: PrefixAdapter, tmp_path: Path) -> None:
