@@ -445,7 +445,10 @@ def table(found: Mapping[str, Any]) -> str:
             continue
         ours, n = by["shared"], about["questions_per_image"]
         floor = f"{about['floor']:.4f} (ours takes {statistics.median(ours) / about['floor']:.1f} times that)"
-        cells = [f"{n:.1f}", _spread(ours, 4), _spread(by["listed"], 4) if by["listed"] else "-", floor]
+        listed = "-"
+        if by["listed"] and by["one"]:
+            listed = f"{_spread(by['listed'], 4)}: `generate` **{_spread(_ratios(by['one'], by['listed']))}**"
+        cells = [f"{n:.1f}", _spread(ours, 4), listed, floor]
         for name in ("batch", "one"):
             times = by[name]
             cells.append(
