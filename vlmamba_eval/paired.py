@@ -202,7 +202,7 @@ def _signs(images: int, seed: int, swaps: int) -> Iterator[Floats]:
 def mcnemar(only_a: int, only_b: int) -> float:
     """The exact two-sided p of McNemar's test: as many questions that only A, and that only B, got right.
 
-    Edwards' and McNemar's discordant pairs under a fair coin. It takes questions for independent; where an image has
+    Edwards' and McNemar's discordant pairs under a fair coin. It takes questions for independent; if an image has
     several, `swap_test` is the one to believe.
     """
     n, few = only_a + only_b, min(only_a, only_b)

@@ -50,7 +50,7 @@ class TaskInfo:
     llava_file: str = ""  # LLaVA's question file, read by `load_llava` if no official file is there
     hub: str = ""  # data set on the hub, "" if it holds no equal list
     scored: Literal["here", "server", "judge"] = "here"  # where the labels are
-    counts: Mapping[str, int] = field(default_factory=dict, hash=False)  # questions per group, where published
+    counts: Mapping[str, int] = field(default_factory=dict, hash=False)  # questions per group, if published
     ids: str = ""  # a regular expression that every id matches
     sha256: tuple[str, ...] = ()  # of the list (`vlmamba_eval.identity`), one per true copy that was at hand
     labels_sha256: tuple[str, ...] = ()  # the same with the gold labels

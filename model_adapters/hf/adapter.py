@@ -210,7 +210,7 @@ class ProcessorConversations(Conversations):
         return {name: value for name, value in made.items() if isinstance(value, Tensor) and name != "labels"}
 
     def _special_tokens(self, rendered: str) -> dict[str, Any]:
-        """What keeps the tokenizer from writing `<s>` where the template has written it already."""
+        """What keeps the tokenizer from writing `<s>` if the template has written it already."""
         begin = self.processor.tokenizer.bos_token
         return {"add_special_tokens": False} if begin is not None and rendered.startswith(begin) else {}
 

@@ -15,7 +15,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def choose(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
-    """The device and precision meant by the names; `auto` takes CUDA where it is, bfloat16 there, float32 on a CPU."""
+    """The device and precision meant; `auto` takes CUDA if it is there, with bfloat16, float32 on a CPU."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -197,7 +197,7 @@ def fetch(source: str, patterns: list[str]) -> Path:
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             f"{source} is neither a folder here nor a repository that the hub gives out: {error}. "
-            "Download it where there is a network, and give its folder."
+            "Download it on a machine with a network, and give its folder."
         ) from error
 
 

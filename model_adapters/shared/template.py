@@ -128,7 +128,7 @@ _TEMPLATES = {
 def render(template: TemplateConfig, turns: Sequence[tuple[str, str | None]], *, image: bool) -> tuple[Segment, ...]:
     """The pieces of a conversation, in order.
 
-    `turns` are (question, answer) pairs; the last answer is None where the model is to give it. With `image` the
+    `turns` are (question, answer) pairs; the last answer is None if the model is to give it. With `image` the
     conversation is about one image, which stands in its first turn or before all text; the questions themselves
     contain no image mark. Pieces without text are left out.
     """

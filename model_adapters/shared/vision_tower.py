@@ -305,7 +305,7 @@ def from_published(config: TowerConfig, tensors: Iterable[tuple[str, Tensor]], w
 
 
 def _fold_positions(found: dict[str, Tensor], config: TowerConfig) -> None:
-    """Give the class token its position, where it has one, and the patches those of this grid."""
+    """Give the class token its position, if it has one, and the patches those of this grid."""
     name = "embeddings.position_embedding.weight"
     positions, token = found.get(name), found.get("embeddings.class_embedding")
     if positions is None or token is None or positions.dim() != 2:

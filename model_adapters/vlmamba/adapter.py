@@ -130,7 +130,7 @@ def load(name: str, options: Options) -> VLMambaAdapter | Deferred:
 
 
 def tokenizer_for_timing(config: Configured, folder: Path | None) -> tuple[Tokenizer, str]:
-    """The configured tokenizer and its name; where it can't be fetched, the bundled one stands in, and says so."""
+    """The configured tokenizer and its name; if it can't be fetched, the bundled one stands in, and says so."""
     from .assemble import fetch_tokenizer
 
     if folder is not None:

@@ -153,7 +153,7 @@ def _below_the_backbone(found: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in found.items() if name.startswith(prefix)}
 
 
-# What transformers' configurations leave out of config.json where it has its usual value
+# What transformers' configurations leave out of config.json if it has its usual value
 # (models/siglip/configuration_siglip.py, models/clip/configuration_clip.py).
 _USUAL: dict[str, dict[str, Any]] = {
     "siglip": {"patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},

@@ -1,7 +1,7 @@
 """A VL-Mamba as a folder: everything that is needed, nothing pickled.
 
     config.json                     every choice (`config.ModelConfig`), with the provenance of the parameters
-    model.safetensors               the parameters; sharded, with an index, where large
+    model.safetensors               the parameters; sharded, with an index, if large
     tokenizer.json                  the tokenizer, as the `tokenizers` library keeps it
     tokenizer_config.json           for transformers' AutoTokenizer
     fingerprint.json                a cache of the parameters' hash; may be deleted
@@ -47,7 +47,7 @@ _SHARD = "2GB"
 def save(folder: Path, parameters: Mapping[str, Tensor], config: ModelConfig, tokenizer: Tokenizer) -> None:
     """Write a checkpoint, in place of one that is already there.
 
-    `parameters` are those of `VLMamba`, in any precision; they are stored as they are. `ModelError` where they do not
+    `parameters` are those of `VLMamba`, in any precision; they are stored as they are. `ModelError` if they do not
     fit `config`.
     """
     from huggingface_hub import save_torch_state_dict

@@ -48,7 +48,7 @@ class VisionConfig:
     """The vision encoder, as transformers' `SiglipVisionModel` or `CLIPVisionModel` builds it.
 
     `feature_layer` indexes the hidden states as transformers lists them (0: embeddings, -1: the last layer's output);
-    layers above it are neither stored nor run. The class token, where there is one, is dropped.
+    layers above it are neither stored nor run. The class token, if there is one, is dropped.
     """
 
     kind: Literal["siglip", "clip"]

@@ -21,7 +21,7 @@ _BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 class Decoder:
     """Rows under way, in the first places of a pool of states.
 
-    `vocabulary` is the number of tokens that can be said. `graphs` turns capturing off where it is False; without a
+    `vocabulary` is the number of tokens that can be said. `graphs` turns capturing off if it is False; without a
     CUDA device there is nothing to turn off.
     """
 

@@ -31,7 +31,7 @@ class PackedLinear(nn.Module):
 
 
 def pack(layer: nn.Module) -> nn.Module:
-    """The layer in packed form where that is possible (float32 on a CPU with oneDNN), otherwise the layer itself."""
+    """The layer in packed form if that is possible (float32 on a CPU with oneDNN), otherwise the layer itself."""
     if type(layer) is not nn.Linear or layer.weight.device.type != "cpu" or layer.weight.dtype != torch.float32:
         return layer
     return PackedLinear(layer.weight, layer.bias) if onednn_works() else layer

@@ -27,7 +27,7 @@ def empty(make: Callable[[], M], dtype: torch.dtype) -> M:
 def filled(model: M, parameters: Iterable[tuple[str, Tensor]], device: torch.device, dtype: torch.dtype) -> M:
     """The empty model with parameters, each copied to the device in its precision, one at a time.
 
-    A copy also where nothing changes: a file that is overwritten under a mapped tensor ends the process.
+    A copy even if nothing changes: a file that is overwritten under a mapped tensor ends the process.
     """
     placed = {
         name: tensor.to(device, torch.float32 if keeps_float32(name) else dtype, copy=True)

@@ -85,7 +85,7 @@ class Zamba2VLConversation:
         return self._tokenizer(text, add_special_tokens=first)["input_ids"]
 
     def _end(self, folder: Path) -> int:
-        """The token that ends an answer: of generation_config.json where there is one."""
+        """The token that ends an answer: of generation_config.json if there is one."""
         own = self._tokenizer.eos_token_id
         path = folder / "generation_config.json"
         if path.is_file():

@@ -3,7 +3,7 @@
 A shared block reads the residual stream and the embeddings side by side; low-rank adapters of each of its places are
 added to its matrices; its output is added to the input of the place's Mamba-2 layer, not to the residual stream.
 
-Step sizes are not clamped: with their kernels, the published models' own code clamps only where a configuration sets
+Step sizes are not clamped: with their kernels, the published models' own code clamps only if a configuration sets
 `time_step_limit`. transformers 5 clamps at `time_step_min` what is read, and not what is said; that is another model.
 """
 

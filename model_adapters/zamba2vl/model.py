@@ -100,7 +100,7 @@ class Zamba2VL(nn.Module):
         self.language_model.pack_head()
 
     def reset_buffers(self, device: torch.device) -> None:
-        """Compute anew what is computed and not stored, where the module was made without memory."""
+        """Compute anew what is computed and not stored, if the module was made without memory."""
         from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionRotaryEmbedding
 
         self.vision_tower.rotary_pos_emb = Qwen2_5_VLVisionRotaryEmbedding(self.config.vision).to(device)

@@ -79,7 +79,7 @@ class Comparisons:
 
 
 def check() -> Comparisons:
-    """All comparisons; raises AssertionError where some are too far off."""
+    """All comparisons; raises AssertionError if some are too far off."""
     from vlmamba_eval.model_adapters.vlmamba.scan import triton as kernels
 
     compare = Comparisons()

@@ -55,7 +55,7 @@ def score() -> Callable[..., dict[tuple[str, str], float]]:
 
 @pytest.fixture(scope="session")
 def real() -> Path:
-    """The folder with real question and answer files, for replays; the test is skipped where it is not there."""
+    """The folder with real question and answer files, for replays; the test is skipped if it is not there."""
     folder = Path(os.environ.get("VLMAMBA_REAL", HERE.parents[2] / "shared" / "real"))
     if not folder.is_dir():
         pytest.skip("no real files: set VLMAMBA_REAL")

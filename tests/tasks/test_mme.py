@@ -79,7 +79,7 @@ def test_every_golden_folder_has_the_official_scores(golden: Callable[[str], Any
             assert values["other", category] == numbers["other"]
             for name in ("acc", "acc_plus", "precision", "recall"):
                 ours = values[name, category]
-                # scikit-learn gives 0 where precision or recall is undefined.
+                # scikit-learn gives 0 if precision or recall is undefined.
                 assert (0 if math.isnan(ours) else ours) == pytest.approx(100 * numbers[name], abs=1e-8)
 
 

@@ -59,7 +59,7 @@ def test_every_golden_answer_is_graded_as_the_official_script_does(
 def test_golden_files_score_as_the_official_script_scores_them(
     put: Put, golden: Callable[[str], list[dict[str, Any]]], score: Callable[..., Scores]
 ) -> None:
-    """Missing answers are wrong; where no answer of a type is right, the script fails and the plain count stands."""
+    """Missing answers are wrong; if no answer of a type is right, the script fails and the plain count stands."""
     files = [line for line in golden("seed") if line["kind"] == "file"]
     assert len(files) == 3
     for case in files:

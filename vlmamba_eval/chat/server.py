@@ -100,7 +100,7 @@ class Decoding:
     """How an answer is sampled. Everything is sent, for what is left out a server takes from the checkpoint.
 
     None leaves a field out, for models that refuse it. `thinking` sets the variable `enable_thinking` of the chat
-    template, where the server lets a request set it.
+    template, if the server lets a request set it.
     """
 
     temperature: float | None = 0.0

@@ -49,7 +49,7 @@ class Item:
     place: Place | None = None
     start: int = 0
     length: int = 0
-    size: int = 0  # of the file, where it is known
+    size: int = 0  # of the file, if it is known
     member: Member | None = None
     digest: str = ""
 
@@ -78,7 +78,7 @@ class Result:
 class Download:
     """Fetches into one data folder; only one at a time may. Use it as a context manager.
 
-    `whole` allows fetching whole archives where a server gives no ranges.
+    `whole` allows fetching whole archives if a server gives no ranges.
     """
 
     def __init__(self, root: Path, http: Http, mirror: str = "", whole: bool = False, progress: Progress | None = None):
@@ -447,7 +447,7 @@ def _write_all(path: Path, chunks: Iterator[bytes]) -> None:
 
 
 def _same(file: Path, target: Path) -> None:
-    """The same content under another name: a second name of the file where the disk can, else a copy."""
+    """The same content under another name: a second name of the file if the disk can, else a copy."""
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = target.with_name(f".{target.name}.part")
     fresh.unlink(missing_ok=True)

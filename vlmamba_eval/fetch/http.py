@@ -109,7 +109,7 @@ class Http:
         return self._patiently(url, lambda: self._find(url))
 
     def read(self, found: Found, start: int, length: int) -> Iterator[bytes]:
-        """The bytes of a range, taken up again where a connection breaks.
+        """The bytes of a range, taken up again when a connection breaks.
 
         Raises `NoRangesError` if the server sends the whole file instead, `FetchError` if it can't be had.
         """

@@ -1,4 +1,4 @@
-"""From run folders to `report.html`: reads what the page shows, and the annotation files where they still are."""
+"""From run folders to `report.html`: reads what the page shows, and the annotation files if they are still there."""
 
 from __future__ import annotations
 

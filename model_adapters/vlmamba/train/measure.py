@@ -193,7 +193,7 @@ def _adapter(
         tensor = parameters[name].to(torch.float32 if keeps_float32(name) else dtype).contiguous()
         digest.update(name.encode())
         digest.update(cast(Any, tensor.view(torch.uint8).numpy()))
-        # A copy where nothing was converted: training continues with the original.
+        # A copy if nothing was converted: training continues with the original.
         converted[name] = tensor.to(device, copy=tensor.data_ptr() == parameters[name].data_ptr())
     model.load_state_dict(converted, assign=True)
     model.config = replace(config, name=f"{config.name}-step-{step}")

@@ -37,7 +37,7 @@ class Work:
     """The matrix products of training steps, in FLOP.
 
     Counted are two for each weight and token in the forward pass, as many again for the gradient of what runs through,
-    where anything before it learns, and for the weights' own gradient where they learn; and the attention of the
+    if anything before it learns, and for the weights' own gradient if they learn; and the attention of the
     encoder. The scan, the convolution, norms, and what gradient checkpointing computes twice are not: the share of the
     matrix rate says how near a training is to one that consists only of its products.
     """

@@ -1,4 +1,4 @@
-"""Any image-text-to-text model of transformers, with its own chat template; a prefix is shared where that is exact."""
+"""Any image-text-to-text model of transformers, with its own chat template; a prefix is shared if that is exact."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def error(found: Tensor, expected: Tensor, size: float = 0.0) -> float:
     """The largest difference as a share of the largest expected number of the same tensor, or of `size` if larger.
 
     A share of each number by itself would say nothing: sums that cancel are rounded at the size of their terms, so
-    that an entry near 0 may be off by many times itself in a gradient that is right. Infinite where something is not
+    that an entry near 0 may be off by many times itself in a gradient that is right. Infinite if something is not
     a number, or differs from a tensor of zeros.
     """
     if found.shape != expected.shape:

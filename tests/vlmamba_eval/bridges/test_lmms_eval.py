@@ -26,7 +26,7 @@ from vlmamba_eval.types import (
 
 @pytest.fixture
 def bridge(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The bridge's module on lmms-eval's base class, or on one of the same shape where lmms-eval is not installed."""
+    """The bridge's module on lmms-eval's base class, or on one of the same shape if lmms-eval is not installed."""
     try:
         import lmms_eval.api.model  # noqa: F401  # type: ignore[import-not-found]
     except ImportError:

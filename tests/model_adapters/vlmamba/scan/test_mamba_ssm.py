@@ -1,4 +1,4 @@
-"""The authors' kernel as training uses it: found where it can run, fed what it takes, right in every gradient."""
+"""The authors' kernel as training uses it: found if it can run, fed what it takes, right in every gradient."""
 
 from __future__ import annotations
 

@@ -216,7 +216,7 @@ def test_padding_never_enters_a_tail(backend: str, case: Case, junk: float):
 @examples
 @given(case=scans(12))
 def test_a_padded_row_ends_in_the_state_of_the_row_alone(backend: str, case: Case):
-    """Bit for bit where channels fill the CPU's vectors, as in every model; the authors' kernel chooses its blocks."""
+    """Bit for bit if channels fill the CPU's vectors, as in every model; the authors' kernel chooses its blocks."""
     case = case.to(torch.float32)
     _, state = run_scan(case, backend)
     n, d = case.inputs["A"].shape

@@ -170,7 +170,7 @@ def test_an_image_that_cannot_be_read_is_named_with_its_file_and_row(tmp_path: P
 
 
 def test_a_data_sets_own_folder_may_be_a_link_and_nothing_below_it_leads_elsewhere(tmp_path: Path):
-    """As where coco, gqa, vg lie on other disks."""
+    """As if coco, gqa, vg lay on other disks."""
     path = with_images(tmp_path, ["coco/train2017/1.png", "coco/train2017/2.png"])
     elsewhere = tmp_path / "elsewhere/train2017"
     elsewhere.mkdir(parents=True)

@@ -155,7 +155,7 @@ def test_training_with_the_triton_kernels_has_the_gradients_of_the_definition(mo
 
 
 def test_the_check_for_gpus_passes_and_names_the_gradient_that_is_wrong(monkeypatch: pytest.MonkeyPatch):
-    """Here with the passes for CPUs; in the interpreter, where Triton is, with those for GPUs."""
+    """Here with the passes for CPUs; in the interpreter, if there is Triton, with those for GPUs."""
     if INTERPRETED:
         from vlmamba_eval.model_adapters.vlmamba.scan import triton
 
