@@ -52,10 +52,14 @@ class Member:
 
 @dataclass(frozen=True)
 class Side:
-    """One system: its runs by task. Several runs of one task are seeds or checkpoints, whose mean is compared."""
+    """One system: its runs by task. Several runs of one task are seeds or checkpoints, whose mean is compared.
+
+    `unscored` are tasks that it answered and that are not scored.
+    """
 
     name: str
     members: Mapping[str, tuple[Member, ...]]
+    unscored: tuple[str, ...] = ()
 
 
 def open_sides(arguments: Sequence[str], data: str | None = None) -> list[Side]:
@@ -69,11 +73,17 @@ def open_sides(arguments: Sequence[str], data: str | None = None) -> list[Side]:
     for argument in arguments:
         name, paths = _argument(argument)
         members: dict[str, list[Member]] = defaultdict(list)
+        unscored: dict[str, None] = {}
         for path in paths:
-            for task, folder in _runs_by_task(path).items():
-                members[task].append(opener.open(folder))
+            runs = _runs_by_task(path)
+            scored = [task for task, folder in runs.items() if "UNSCORED" not in read_scores(folder).marks]
+            for task, folder in runs.items():
+                if task in scored or not scored:  # alone it is refused, with the reason
+                    members[task].append(opener.open(folder))
+                else:
+                    unscored[task] = None
         title = name or next(iter(members.values()))[0].manifest.name
-        sides.append(Side(title, {task: tuple(runs) for task, runs in members.items()}))
+        sides.append(Side(title, {task: tuple(runs) for task, runs in members.items()}, tuple(unscored)))
     return _told_apart(sides, arguments)
 
 
@@ -304,11 +314,15 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Every pair of the first side with another, task by task; `only` are tasks that not all sides have."""
+    """Every pair of the first side with another, task by task.
+
+    `only` are tasks that not all sides have, `unscored` those that a side answered and that are not scored.
+    """
 
     names: tuple[str, ...]
     pairs: tuple[Pair, ...]
     only: Mapping[str, tuple[str, ...]]
+    unscored: Mapping[str, tuple[str, ...]]
     published: tuple[Published, ...] = ()
 
 
@@ -341,7 +355,8 @@ def compare(
     only = {side.name: tuple(t for t in side.members if t not in everywhere) for side in sides}
     compared = {pair.task for pair in pairs}
     quoted = tuple(row for row in published if row.task in compared and row.category == "all")
-    return Comparison(tuple(side.name for side in sides), tuple(pairs), only, quoted)
+    unscored = {side.name: side.unscored for side in sides}
+    return Comparison(tuple(side.name for side in sides), tuple(pairs), only, unscored, quoted)
 
 
 def _pair(name: str, a: Side, b: Side, seed: int) -> Pair:

@@ -170,6 +170,19 @@ def test_runs_without_a_common_task_are_refused(tmp_path: Path) -> None:
         between(answered(tmp_path, "a"), answered(tmp_path, "b", task="mme"))
 
 
+def test_what_is_not_scored_yet_is_named_and_the_rest_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answered(tmp_path, "a")
+    unscored = answered(tmp_path, "a", lambda i, sample: "a dog", task="mmvet")
+    found = between(tmp_path / "a", answered(tmp_path, "b", wrong_at(1)))
+    assert [pair.task for pair in found.pairs] == ["pope"]
+    shown.show(found)
+    assert "Not scored, so not compared: mmvet of a." in capsys.readouterr().out
+    with pytest.raises(DataError, match="is UNSCORED"):
+        between(unscored, tmp_path / "b")
+
+
 def test_the_gate_fails_only_what_is_worse_and_certain(tmp_path: Path) -> None:
     a = answered(tmp_path, "a")
     much = between(a, answered(tmp_path, "much", wrong_at(*range(0, POPE, 3))))

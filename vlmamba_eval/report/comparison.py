@@ -155,6 +155,11 @@ def _print(console: Any, comparison: Comparison) -> None:
     for name, tasks in comparison.only.items():
         if tasks:
             console.print(f"Not every side has: {', '.join(tasks)} ({escape(text.one_line(name))} has).", style="dim")
+    for name, tasks in comparison.unscored.items():
+        if tasks:
+            console.print(
+                f"Not scored, so not compared: {', '.join(tasks)} of {escape(text.one_line(name))}.", style="dim"
+            )
     for note in FOOTNOTES:
         console.print(escape(note), style="dim")
 

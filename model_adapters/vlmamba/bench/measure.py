@@ -45,7 +45,7 @@ def answering(
     """All contestants over the questions of a profile, in turns; ratios to the first."""
     batch = subject.batch(images, seed)
     entered = contestants(subject, batch, modes, peers, part)
-    say(f"{repeats} turns of {', '.join(contestant.name for contestant in entered)}, each after a warm-up")
+    say(f"in turns, each after a warm-up: {', '.join(contestant.name for contestant in entered)}")
     runs = {contestant.name: contestant.answer for contestant in entered}
     warm_ups = {contestant.name: contestant.warm_up for contestant in entered}
     times = take_turns(runs, repeats, subject.device, warm_ups, say)
