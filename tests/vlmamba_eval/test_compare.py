@@ -83,7 +83,7 @@ def test_few_differing_images_are_marked(tmp_path: Path) -> None:
     pair = between(answered(tmp_path, "a"), answered(tmp_path, "b", wrong_at(0))).pairs[0]
     assert pair.few
     assert pair.p == 1.0  # one image, swapped or not
-    assert "FEW IMAGES" in shown.markdown(Comparison(("a", "b"), (pair,), {}))
+    assert "FEW IMAGES" in shown.markdown(Comparison(("a", "b"), (pair,), {}, {}))
 
 
 def test_incomplete_runs_are_compared_on_what_both_answered_and_marked(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_incomplete_runs_are_compared_on_what_both_answered_and_marked(tmp_path:
     assert pair.shared
     assert pair.n == POPE - 30
     assert pair.headline.difference == 0  # what is missing is not taken for wrong
-    assert "SHARED" in shown.markdown(Comparison(("a", "b"), (pair,), {}))
+    assert "SHARED" in shown.markdown(Comparison(("a", "b"), (pair,), {}, {}))
 
 
 def test_a_limited_run_is_compared_with_the_whole_list(tmp_path: Path) -> None:
