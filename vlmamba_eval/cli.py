@@ -461,10 +461,15 @@ def prepare(
 @DATA
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Default: RUN/submission.")
 def submit(run: Path, data: str | None, out: Path | None) -> None:
-    """Write the file that a benchmark's server wants, from a complete run, and check it by reading it back."""
-    from vlmamba_eval.submit import submit as write
+    """Write the file that a benchmark's server wants, from a complete run, and check it by reading it back.
 
-    for path in write(run, data, out):
+    RUN is a run folder, or a folder above it if only one run there has such a file.
+    """
+    from vlmamba_eval.submit import run_at
+    from vlmamba_eval.submit import submit as write
+    from vlmamba_eval.task import Submits
+
+    for path in write(run_at(run, Submits, "runs with a submission file"), data, out):
         click.echo(path.resolve())
 
 
@@ -483,17 +488,20 @@ def submit(run: Path, data: str | None, out: Path | None) -> None:
 def judge(run: Path, judge_url: str, judge_model: str, judge_options: tuple[str, ...], data: str | None) -> None:
     """Have a model grade a run's answers (MM-Vet). The key is read from OPENAI_API_KEY.
 
-    Judgements are kept in the run folder: the same command resumes. Judges differ, so the judge's name is shown beside
-    the score.
+    RUN is a run folder, or a folder above it if only one run there is graded by a judge. Judgements are kept in the run
+    folder: the same command resumes. Judges differ, so the judge's name is shown beside the score.
     """
     from vlmamba_eval.judge import judge as grade
     from vlmamba_eval.judge import parse_judging
+    from vlmamba_eval.submit import run_at
+    from vlmamba_eval.task import Judged
 
     def tell(done: int, total: int) -> None:
         if done % 20 == 0 or done == total:
             say(f"{done:,}/{total:,} answers judged")
 
     judging = parse_judging(_key_values("--judge-option", judge_options))
+    run = run_at(run, Judged, "runs that a judge grades")
     grade(run, judge_url, judge_model, data, tell, judging=judging, announce=say)
     _report([run], None, relative_to=Path())
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from vlmamba_eval.dataset import Dataset, load_dataset
 from vlmamba_eval.files import cannot_write
 from vlmamba_eval.manifest import Manifest
-from vlmamba_eval.registry import get_task
+from vlmamba_eval.registry import all_tasks, get_task
 from vlmamba_eval.score import texts
-from vlmamba_eval.store import data_source, read_answers, read_manifest
+from vlmamba_eval.store import MANIFEST, data_source, find_runs, read_answers, read_manifest
 from vlmamba_eval.task import Submits
 from vlmamba_eval.types import DataError, StoreError, UsageError
 
@@ -22,6 +22,26 @@ class Finished:
     folder: Path
     dataset: Dataset
     texts: dict[str, str]
+
+
+def run_at(root: Path, ability: type, kind: str) -> Path:
+    """The run folder at `root`, or the only one below it whose task has an ability; `kind` names such runs.
+
+    Raises `UsageError` with the runs that are there if none or several have it.
+    """
+    if (root / MANIFEST).exists() or not root.is_dir():
+        return root
+    able = {name for name, task in all_tasks().items() if isinstance(task, ability)}
+    below = find_runs(root)
+    found = [folder for folder in below if read_manifest(folder).task.name in able]
+    if len(found) == 1:
+        return found[0]
+    shown = "".join(f"\n  {folder}" for folder in found or below) or " no run with scores at all."
+    raise UsageError(
+        f"{root} holds {len(found)} {kind}; name the one that is meant:{shown}"
+        if found
+        else f"{root} holds no {kind}. It holds:{shown}"
+    )
 
 
 def reopen(folder: Path, data: str | None = None) -> Finished:
@@ -54,7 +74,6 @@ def load_again(manifest: Manifest, where: str | None, folder: Path) -> Dataset:
 
 def submit(folder: Path, data: str | None = None, out: Path | None = None) -> list[Path]:
     """Write the submission of a complete run into `out` (default: `submission/` in the run folder); the paths written.
-
     Raises `DataError` for a run that is PARTIAL or lacks answers, or a benchmark without a submission file;
     `StoreError` if nothing can be written.
     """

@@ -9,13 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.answered import answered as finished
 from tests.toys import ToyAdapter, ToyTask, write_toy_data
 from vlmamba_eval.chat import Reply, Server
 from vlmamba_eval.dataset import load_dataset
 from vlmamba_eval.judge import judge
+from vlmamba_eval.report.tables import board, load_runs
 from vlmamba_eval.run import evaluate
 from vlmamba_eval.store import Run, read_manifest, read_scores
-from vlmamba_eval.submit import submit
+from vlmamba_eval.submit import run_at, submit
+from vlmamba_eval.task import Judged as JudgedTask
+from vlmamba_eval.task import Submits
 from vlmamba_eval.types import DataError, Loaded, StoreError, UsageError
 
 
@@ -119,6 +123,21 @@ def test_a_judge_scores_a_run_under_its_own_name(data: Path, tmp_path: Path) -> 
     assert (folder / "DONE").exists()
     assert said[-1] == (24, 24)
     assert evaluate(ToyAdapter(), [load_dataset(Judged(), str(data))], tmp_path)[0].scores.judge == "likes-red"
+    (note,) = (note for note in board(load_runs([folder], tmp_path), []).notes if "judge" in note)
+    assert note == "toy-model, Toy: the judge likes-red gave the grades; others give others."
+
+
+def test_a_folder_above_a_run_is_enough_if_it_holds_one_of_the_kind(tmp_path: Path) -> None:
+    pope, mme = finished(tmp_path, "a"), finished(tmp_path, "a", task="mme")
+    assert run_at(tmp_path / "a", Submits, "runs with a submission file") == mme
+    assert run_at(pope, Submits, "runs with a submission file") == pope  # what is named is meant
+    with pytest.raises(UsageError, match=r"holds no runs that a judge grades. It holds:\n  .*mme"):
+        run_at(tmp_path / "a", JudgedTask, "runs that a judge grades")
+    other = finished(tmp_path, "b", task="mme")
+    with pytest.raises(UsageError, match="holds 2 runs with a submission file; name the one that is meant:") as refused:
+        run_at(tmp_path, Submits, "runs with a submission file")
+    assert str(mme) in str(refused.value)
+    assert str(other) in str(refused.value)
 
 
 def test_a_failed_answer_stays_a_failure_under_the_judge(data: Path, tmp_path: Path) -> None:

@@ -193,6 +193,7 @@ def board(runs: Sequence[RunScores], baselines: Sequence[Published]) -> Board:
             )
         )
         notes += [f"{mark}: {MEANING[mark]}." for mark in MEANING if any(mark in each for each in marks)]
+        notes += [_by_judge(run) for run in cells.values() if run.scores.judge]
         notes += [note for run in cells.values() for note in _doubts(run)]
         if kind == "measured":
             notes += _beside_published(cells, baselines)
@@ -249,7 +250,15 @@ def _doubts(run: RunScores) -> list[str]:
             else "are to other questions (foreign) and count"
         )
         told.append(f"{foreign:,} of {run.scores.n:,} answers {is_} as wrong")
-    return [f"{text.markdown(run.scores.model)}, {run.scores.title}: {each}." for each in told]
+    return [f"{_whose(run)}: {each}." for each in told]
+
+
+def _whose(run: RunScores) -> str:
+    return f"{text.markdown(run.scores.model)}, {run.scores.title}"
+
+
+def _by_judge(run: RunScores) -> str:
+    return f"{_whose(run)}: the judge {text.markdown(run.scores.judge or '')} gave the grades; others give others."
 
 
 def _beside_published(cells: Mapping[str, RunScores], baselines: Sequence[Published]) -> list[str]:
@@ -452,7 +461,7 @@ def _described(run: RunScores) -> list[str]:
     counts = f"{scores.n:,} questions, {scores.n_missing:,} missing, {scores.n_error:,} failed"
     counts += f", {scores.n_foreign:,} foreign." if scores.n_foreign else "."
     if scores.judge:
-        marks.append(f"Graded by the judge {text.markdown(scores.judge)}; other judges give other numbers.")
+        marks.append(_by_judge(run))
     if run.manifest.decoding and not run.manifest.decoding.greedy:
         marks.append("Not deterministic: another run may give other answers.")
     return [counts, *marks, f"Run: [{text.markdown(run.source)}]({urllib.parse.quote(run.source, errors='replace')})."]
