@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from vlmamba_eval.model_adapters.vlmamba.decoder import Decoder
 from vlmamba_eval.model_adapters.vlmamba.engine import LIMITS, Engine, Limits, _Row
-from vlmamba_eval.model_adapters.vlmamba.scan import choose_backend, takes_packed_rows
+from vlmamba_eval.model_adapters.vlmamba.scan import Layout, choose_backend, takes_packed_rows
 from vlmamba_eval.types import Generation, ImageQuestions
 
 from .decoder import GrowingDecoder
@@ -127,17 +126,13 @@ class HybridEngine(Engine):
         for start in range(0, len(images), self.limits.images):
             embeds: list[Tensor] = self._embed_images(images[start : start + self.limits.images])
             lengths = [len(rows) for rows in embeds]
-            which: dict[str, Tensor] = {}
             if self.packs:
                 x = torch.cat(embeds)[None]  # [1, m, d_model]
-                which = {"lengths": torch.tensor(lengths), "starts": torch.tensor([0, *accumulate(lengths[:-1])])}
             else:
                 x = torch.nn.utils.rnn.pad_sequence(embeds, batch_first=True)  # [i, t, d_model]
-                if min(lengths) < max(lengths):
-                    which = {"lengths": torch.tensor(lengths, device=self.device)}
-            if self._opening is not None:
-                which["rows"] = torch.zeros(len(embeds), dtype=torch.long, device=self.device)
-            read.append(self.model.language_model.prefill(x, self._opening, **which)[1])
+            sources = None if self._opening is None else [0] * len(embeds)
+            layout = Layout.of(lengths, sources, self.device, packed=self.packs)
+            read.append(self.model.language_model.prefill(x, self._opening, layout)[1])
         return join(read)
 
     def _read_plainly(self, row: _Row, image: Any, more: Sequence[int] = ()) -> Any:

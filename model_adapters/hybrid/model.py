@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from vlmamba_eval.model_adapters.vlmamba.scan import WHOLE, Layout
+
 from .reading import Mixer, Now, Reading, Step
 from .state import HybridState
 
@@ -52,12 +54,10 @@ class HybridModel(nn.Module):
         self,
         embeds: Tensor,
         state: HybridState | None = None,
-        lengths: Tensor | None = None,
-        rows: Tensor | None = None,
-        starts: Tensor | None = None,
+        layout: Layout = WHOLE,
     ) -> tuple[Tensor, HybridState]:
         """Read `embeds` [b, l, d_model], continuing saved states if there are any; see `LanguageModel.prefill`."""
-        now = Reading(embeds, state, rows, lengths, starts)
+        now = Reading(embeds, state, layout)
         x = self.run(embeds.to(torch.float32), now)
         return x, now.after()
 

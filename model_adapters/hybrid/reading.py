@@ -6,12 +6,14 @@ one; `Step` takes one token per row and brings a state up to date in place.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlmamba_eval.model_adapters.vlmamba.scan import Layout
 from vlmamba_eval.model_adapters.vlmamba.ssd import PackedRows
 
 from .state import HybridState, Segment, Use
@@ -34,9 +36,7 @@ class Mixer(Protocol):
         u: Tensor,
         tail: Tensor | None,
         state: Tensor | None,
-        rows: Tensor | None,
-        lengths: Tensor | None,
-        starts: Tensor | None,
+        layout: Layout,
     ) -> tuple[Tensor, Tensor, Tensor]: ...
 
     def step(self, u: Tensor, tail: Tensor, state: Tensor) -> Tensor: ...
@@ -76,29 +76,21 @@ class Now(Protocol):
 
 
 class Reading:
-    """A prefill. `rows`, `lengths`, `starts` are those of `LanguageModel.prefill`."""
+    """A prefill."""
 
-    def __init__(
-        self,
-        x: Tensor,
-        state: HybridState | None,
-        rows: Tensor | None,
-        lengths: Tensor | None,
-        starts: Tensor | None,
-    ):
+    def __init__(self, x: Tensor, state: HybridState | None, layout: Layout):
         device = x.device
-        self._state, self._rows, self._lengths, self._starts = state, rows, lengths, starts
+        self._state, self._layout = state, layout if state is not None else replace(layout, sources=None)
         self._packed = None
         b, length = x.shape[:2]
-        if starts is not None:
-            assert lengths is not None  # noqa: S101 - the scan says so better
-            self._packed = PackedRows(lengths, starts, length, device)
-            b, length = len(starts), self._packed.longest
-        own = torch.full((b,), length, device=device) if lengths is None else lengths.to(device)
+        if layout.starts is not None:
+            self._packed = PackedRows(layout, b, length)
+            b, length = layout.rows(b), self._packed.longest
+        own = torch.full((b,), length, device=device) if layout.lengths is None else layout.lengths
         self._past: list[Use] = []
         if state is not None and state.uses():
-            which = rows if rows is not None else torch.arange(b, device=device) % len(state)
-            self._past = [use.of(which.to(device)) for use in state.uses()]
+            which = layout.sources if layout.sources is not None else torch.arange(b, device=device) % len(state)
+            self._past = [use.of(which) for use in state.uses()]
         seen = torch.stack([use.lengths for use in self._past]).sum(0) if self._past else torch.zeros_like(own)
         self._positions = seen[:, None] + torch.arange(length, device=device)  # [b, l]
         self._mask: Tensor | None = None
@@ -113,8 +105,7 @@ class Reading:
     def mix(self, mixer: Mixer, u: Tensor) -> Tensor:
         at, before = len(self._tails), self._state
         start = (None, None) if before is None else (before.tails[at], before.states[at])
-        rows = None if before is None else self._rows
-        y, tail, state = mixer(u, *start, rows, self._lengths, self._starts)
+        y, tail, state = mixer(u, *start, self._layout)
         self._tails.append(tail)
         self._states.append(state)
         return y

@@ -23,7 +23,7 @@ from vlmamba_eval.model_adapters.hybrid.model import HybridModel
 from vlmamba_eval.model_adapters.hybrid.reading import Mixer, Now, Rope
 from vlmamba_eval.model_adapters.vlmamba.language_model import RMSNorm
 from vlmamba_eval.model_adapters.vlmamba.linear import pack, pack_all
-from vlmamba_eval.model_adapters.vlmamba.scan import causal_conv, causal_conv_step
+from vlmamba_eval.model_adapters.vlmamba.scan import WHOLE, Layout, causal_conv, causal_conv_step
 from vlmamba_eval.model_adapters.vlmamba.ssd import state_space_dual, state_space_dual_step
 from vlmamba_eval.model_adapters.vlmamba.ssd.gated_norm import gated_norm
 
@@ -146,19 +146,14 @@ class MMMambaMixer(nn.Module):
         u: Tensor,
         tail: Tensor | None = None,
         state: Tensor | None = None,
-        rows: Tensor | None = None,
-        lengths: Tensor | None = None,
-        starts: Tensor | None = None,
+        layout: Layout = WHOLE,
     ) -> tuple[Tensor, Tensor, Tensor]:
         vkq, g, dt = self._split(u)
-        vkq, tail = causal_conv(
-            vkq, self.conv1d.weight[:, 0], self.conv1d.bias, tail=tail, rows=rows, lengths=lengths, starts=starts
-        )
+        vkq, tail = causal_conv(vkq, self.conv1d.weight[:, 0], self.conv1d.bias, tail=tail, layout=layout)
         v, k, q = self._heads(vkq)
         y, state = state_space_dual(
-            v, dt, self._decay(), k, q,
-            dt_bias=self.dt_bias, state=state, rows=rows, lengths=lengths, starts=starts,
-        )  # fmt: skip  # [b, l, heads, head_dim]
+            v, dt, self._decay(), k, q, dt_bias=self.dt_bias, state=state, layout=layout
+        )  # [b, l, heads, head_dim]
         return self._finish(y, g), tail, state
 
     def step(self, u: Tensor, tail: Tensor, state: Tensor) -> Tensor:

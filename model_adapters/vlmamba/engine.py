@@ -1,11 +1,11 @@
 """The engine: an image is read once, and every question about it continues from a copy of the same state.
 
     images    -> encoder and connector, several at once
-              -> prefill of the image after the template's opening: one state an image
+              -> prefill of the image after the template's opening: one state per image
     questions -> sorted by length into micro-batches over all images, each row continuing its image's state
               -> decoded together; finished rows leave and waiting ones take their place
 
-Rows are packed one after another where the scan takes them so, as on CPUs, and padded on the right elsewhere. Padding
+Rows are packed one after another if the scan takes them so, as on CPUs, and padded on the right elsewhere. Padding
 never enters a state, so an answer depends on its image and question alone.
 With `sharing=False` every question is answered by itself, from the pixels on: the plain reference.
 """
@@ -27,7 +27,8 @@ from vlmamba_eval.types import Generation, ImageQuestions, Likelihood, Question,
 from .config import LanguageModelConfig, TemplateConfig, TokenizerConfig
 from .decoder import Decoder
 from .language_model import LanguageModel, State
-from .scan import choose_backend, takes_packed_rows
+from .scan import Layout, choose_backend, takes_packed_rows
+from .scan.layout import to_device
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -179,7 +180,7 @@ class Engine:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def _rows(self, batch: Sequence[ImageQuestions]) -> list[_Row]:
-        """All questions with the tokens that follow the image, or all tokens where there is none."""
+        """All questions with the tokens that follow the image, or all tokens if there is none."""
         rows = []
         images = 0
         for group, item in enumerate(batch):
@@ -228,7 +229,7 @@ class Engine:
     # =========================================================================
 
     def _read_images(self, batch: Sequence[ImageQuestions]) -> State | None:
-        """The states after each image that is asked about, in order; None where there is no image."""
+        """The states after each image that is asked about, in order; None if there is no image."""
         pixels = [item.image for item in batch if item.image is not None and item.questions]
         if not pixels:
             return None
@@ -258,20 +259,16 @@ class Engine:
         states.
         """
         lengths, longest = [len(row) for row in ids], max(len(row) for row in ids)
-        rows = None if state is None or sources is None else torch.tensor(sources, device=self.device)
-        which: dict[str, Tensor] = {}
         if self.packs:
-            tokens = torch.tensor([[token for row in ids for token in row]], device=self.device)  # [1, m]
+            tokens = to_device([[token for row in ids for token in row]], self.device)  # [1, m]
             starts = [0, *accumulate(lengths[:-1])]
-            which = {"lengths": torch.tensor(lengths), "starts": torch.tensor(starts)}
         else:
             padded = [[*row, *[self.pad] * (longest - len(row))] for row in ids]
-            tokens = torch.tensor(padded, device=self.device)  # [b, l]
+            tokens = to_device(padded, self.device)  # [b, l]
             starts = list(range(0, len(ids) * longest, longest))
-            if min(lengths) < longest:
-                which = {"lengths": torch.tensor(lengths, device=self.device)}
+        layout = Layout.of(lengths, None if state is None else sources, self.device, packed=self.packs)
         language_model = self.model.language_model
-        x, after = language_model.prefill(language_model.embed(tokens), state, rows=rows, **which)
+        x, after = language_model.prefill(language_model.embed(tokens), state, layout)
         return x.flatten(0, 1), starts, after
 
     def _logits(self, x: Tensor) -> Tensor:
@@ -311,7 +308,7 @@ class Engine:
         """Read the questions; the residual stream at the last token of each [b, d_model], and the states after it."""
         x, starts, state = self._prefill_ids([row.ids for row in rows], prefixes, [row.source for row in rows])
         ends = [start + len(row.ids) - 1 for start, row in zip(starts, rows, strict=True)]
-        return x[torch.tensor(ends, device=self.device)], state
+        return x[to_device(ends, self.device)], state
 
     def _say(self, rows: Sequence[_Row], tokens: Sequence[int]) -> list[int]:
         """Give each row its next token; returns the places of the rows that go on."""

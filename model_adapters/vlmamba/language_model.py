@@ -31,7 +31,7 @@ from vlmamba_eval.types import ModelError
 from . import mamba2
 from .config import LanguageModelConfig, Mamba2LanguageModelConfig, check_fields
 from .linear import linear_of, pack
-from .scan import causal_conv, causal_conv_step, selective_scan, selective_step
+from .scan import WHOLE, Layout, causal_conv, causal_conv_step, selective_scan, selective_step
 
 # These stay float32 whatever the precision of the rest: the recurrence is sensitive to them, and they are small.
 FLOAT32_PARAMETERS = (".A_log", ".D", ".dt_proj.bias", ".dt_bias", ".A_log_b", ".D_b", ".dt_bias_b")
@@ -129,28 +129,25 @@ class MambaMixer(nn.Module):
         u: Tensor,
         tail: Tensor | None = None,
         state: Tensor | None = None,
-        rows: Tensor | None = None,
-        lengths: Tensor | None = None,
-        starts: Tensor | None = None,
+        layout: Layout = WHOLE,
         gaps: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run the block over `u` [b, l, d_model], from saved states if there are any.
 
-        `tail` [s, k-1, d] and `state` [s, n, d] are what earlier tokens left; `rows` [b] says which of them each row
-        continues (-1: none; None: the row of equal number, or the only one). `lengths` [b] are the rows' true lengths;
-        with `starts` [b] the rows are packed (see `scan`).
+        `tail` [s, k-1, d] and `state` [s, n, d] are what earlier tokens left, and `layout` says which of them each row
+        continues and where its tokens stand.
 
         `gaps` bool [b, l] marks places between examples that share a row, at least k-1 of them in each gap. Nothing
         goes over a gap: the convolution reads zeros there, and the recurrence forgets its state to the last bit. This
         needs no kernel of its own, and it holds for gradients too.
 
-        Returns the output [b, l, d_model], undefined but finite beyond the lengths, and the rows' tails and states.
+        Returns the output [b, l, d_model], undefined but finite in the padding, and the rows' tails and states.
         """
         x, z = self.in_proj(u).chunk(2, dim=-1)  # 2 x [b, l, d]
         if gaps is not None:
             x = x.masked_fill(gaps[..., None], 0)
         x, tail = causal_conv(
-            x, self.conv1d.weight[:, 0], self.conv1d.bias, tail=tail, rows=rows, lengths=lengths, starts=starts
+            x, self.conv1d.weight[:, 0], self.conv1d.bias, tail=tail, layout=layout
         )  # [b, l, d], [b, k-1, d]
         if gaps is not None:
             x = x.masked_fill(gaps[..., None], 0)
@@ -159,9 +156,8 @@ class MambaMixer(nn.Module):
         if gaps is not None:
             dt = dt.masked_fill(gaps[..., None], _FORGET)
         y, state = selective_scan(
-            x, dt, self.decay(), B, C, self.D, z,
-            dt_bias=self.dt_proj.bias, state=state, rows=rows, lengths=lengths, starts=starts,
-        )  # fmt: skip  # [b, l, d], [b, n, d]
+            x, dt, self.decay(), B, C, self.D, z, dt_bias=self.dt_proj.bias, state=state, layout=layout
+        )  # [b, l, d], [b, n, d]
         return self.out_proj(y), tail, state  # [b, l, d_model]
 
     def step(self, u: Tensor, tail: Tensor, state: Tensor) -> Tensor:
@@ -240,13 +236,11 @@ class Block(nn.Module):
         x: Tensor,
         tail: Tensor | None,
         state: Tensor | None,
-        rows: Tensor | None,
-        lengths: Tensor | None,
-        starts: Tensor | None,
+        layout: Layout,
         gaps: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The residual stream [b, l, d_model] in float32, and the mixer's tails and states."""
-        y, new_tail, new_state = self.mixer(self.norm(x).to(self.mixer.dtype), tail, state, rows, lengths, starts, gaps)
+        y, new_tail, new_state = self.mixer(self.norm(x).to(self.mixer.dtype), tail, state, layout, gaps)
         return _add(x, y), new_tail, new_state
 
 
@@ -312,18 +306,14 @@ class LanguageModel(nn.Module):
         self,
         embeds: Tensor,
         state: State | None = None,
-        lengths: Tensor | None = None,
-        rows: Tensor | None = None,
-        starts: Tensor | None = None,
+        layout: Layout = WHOLE,
         gaps: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         """Read `embeds` [b, l, d_model], continuing saved states if there are any.
 
-        `rows` int64 [b] names the row of `state` that each row continues, -1 for none; without it row i continues
-        row i, or all rows continue the only one. `lengths` int64 [b] are the true lengths of rows padded on the right;
-        padding changes no state by a bit. With `starts` int64 [b] the rows are packed into `embeds` [1, l, d_model],
-        row i from token starts[i] on, for a scan backend that takes packed rows. `gaps` bool [b, l] is the packing of
-        training: see `MambaMixer.forward`.
+        `layout` says which row of `state` each row continues and where its tokens stand: padded on the right, which
+        changes no state by a bit, or packed, for a scan backend that takes packed rows. `gaps` bool [b, l] is the
+        packing of training: see `MambaMixer.forward`.
 
         Returns the residual stream [b, l, d_model] in float32 before the final norm, for `logits`, and the state after
         the last true token of each row. `state` is left as it was.
@@ -335,10 +325,10 @@ class LanguageModel(nn.Module):
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x, tail, ssm = cast(
                     "tuple[Tensor, Tensor, Tensor]",
-                    checkpoint(block, x, *before, rows, lengths, starts, gaps, use_reentrant=False),
+                    checkpoint(block, x, *before, layout, gaps, use_reentrant=False),
                 )
             else:
-                x, tail, ssm = block(x, *before, rows, lengths, starts, gaps)
+                x, tail, ssm = block(x, *before, layout, gaps)
             tails.append(tail)
             states.append(ssm)
         return x, State(tuple(tails), tuple(states))
@@ -364,7 +354,7 @@ class LanguageModel(nn.Module):
 
 
 def _add(x: Tensor, y: Tensor) -> Tensor:
-    # In place where nobody will differentiate: large temporaries cost page faults.
+    # In place if nobody will differentiate: large temporaries cost page faults.
     return x + y if torch.is_grad_enabled() else x.add_(y)
 
 

@@ -16,7 +16,7 @@ from vlmamba_eval.types import ModelError
 
 from .config import Mamba2LanguageModelConfig, check_fields
 from .linear import pack
-from .scan import causal_conv, causal_conv_step
+from .scan import WHOLE, Layout, causal_conv, causal_conv_step
 from .ssd import state_space_dual, state_space_dual_step
 from .ssd.gated_norm import gated_norm
 
@@ -116,9 +116,7 @@ class Mamba2Mixer(nn.Module):
         u: Tensor,
         tail: Tensor | None = None,
         state: Tensor | None = None,
-        rows: Tensor | None = None,
-        lengths: Tensor | None = None,
-        starts: Tensor | None = None,
+        layout: Layout = WHOLE,
         gaps: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run the block over `u` [b, l, d_model], from saved states if there are any; see `MambaMixer.forward`.
@@ -130,14 +128,13 @@ class Mamba2Mixer(nn.Module):
         if gaps is not None:
             xBC = xBC.masked_fill(gaps[..., None], 0)
         xBC, tail = causal_conv(
-            xBC, self.conv1d.weight[:, 0], self.conv1d.bias, tail=tail, rows=rows, lengths=lengths, starts=starts
+            xBC, self.conv1d.weight[:, 0], self.conv1d.bias, tail=tail, layout=layout
         )  # [b, l, channels], [b, k-1, channels]
         if gaps is not None:
             xBC, dt = xBC.masked_fill(gaps[..., None], 0), dt.masked_fill(gaps[..., None], FORGET)
         y, state = state_space_dual(
-            *self._heads(xBC, dt), self.D,
-            dt_bias=self.dt_bias, state=state, rows=rows, lengths=lengths, starts=starts,
-        )  # fmt: skip  # [b, l, h, p], [b, h, p, n]
+            *self._heads(xBC, dt), self.D, dt_bias=self.dt_bias, state=state, layout=layout
+        )  # [b, l, h, p], [b, h, p, n]
         return self._finish(y, z), tail, state
 
     def step(self, u: Tensor, tail: Tensor, state: Tensor) -> Tensor:

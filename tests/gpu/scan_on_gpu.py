@@ -91,7 +91,7 @@ def check() -> Comparisons:
         state = torch.randn(3, N, d, device="cuda")
         rows = torch.tensor([2, -1, 0, 2, 1, -1, 2], device="cuda")[:b]
         lengths = torch.tensor([length, length // 2, 1, length - 1, 0, 2, length], device="cuda").clamp(0, length)[:b]
-        more = {"state": state, "rows": rows, "lengths": lengths}
+        more = {"state": state, "layout": scan.Layout(rows, lengths)}
         exact = {n: t.double() for n, t in case.items()}
         y, h = scan.selective_scan(**exact, **{**more, "state": state.double()}, backend="reference")
         name = f"{b}x{length}x{d} {dtype}"
@@ -114,7 +114,7 @@ def check() -> Comparisons:
 
         weight, bias = torch.randn(d, 4, device="cuda", dtype=dtype), torch.randn(d, device="cuda", dtype=dtype)
         tail = torch.randn(3, 3, d, device="cuda", dtype=dtype)
-        conv = {"rows": rows, "lengths": lengths}
+        conv = {"layout": scan.Layout(rows, lengths)}
         y, t = scan.causal_conv(
             case["x"].double(), weight.double(), bias.double(), tail=tail.double(), **conv, backend="reference"
         )
@@ -151,8 +151,8 @@ def check_gradients(
         ]
         arguments = dict(zip(names, leaves, strict=True))
         w, v = arguments.pop("weight"), arguments.pop("bias")
-        arguments["x"], _ = scan.causal_conv(arguments["x"], w, v, lengths=lengths, backend=backend)
-        y, h = scan.selective_scan(**arguments, lengths=lengths, backend=backend)
+        arguments["x"], _ = scan.causal_conv(arguments["x"], w, v, layout=scan.Layout(lengths=lengths), backend=backend)
+        y, h = scan.selective_scan(**arguments, layout=scan.Layout(lengths=lengths), backend=backend)
         gradients.append(torch.autograd.grad((y * y).sum() + (h * h).sum(), leaves))
     for name, have, want in zip(names, *gradients, strict=True):
         compare(f"gradient of {name} {b}x{length}x{d} {dtype}", have, want, tolerance)
@@ -321,7 +321,7 @@ def measure(seconds: float) -> list[dict[str, Any]]:
                 row("backward", shape, f"{name}, {block[0]} channels, {block[1]} warps", backward)
         weight, bias = normal(d, 4).to(dtype), normal(d).to(dtype)
         row("convolution backward", shape, name,
-            partial(kernels.conv_backward, dy, case["x"], weight, bias, None, None, None))  # fmt: skip
+            partial(kernels.conv_backward, dy, case["x"], weight, bias, None, scan.WHOLE))  # fmt: skip
     return table
 
 

@@ -22,6 +22,7 @@ from tests.gpu.scan_on_gpu import Comparisons, graphed, milliseconds
 from tests.model_adapters.vlmamba.gradients import error
 from vlmamba_eval.model_adapters.vlmamba import ssd
 from vlmamba_eval.model_adapters.vlmamba.mamba2 import Mamba2Mixer
+from vlmamba_eval.model_adapters.vlmamba.scan import Layout
 
 # (heads, channels of a head, groups, state size): state-spaces/mamba2-2.7b, mmMamba, and sizes that fit no block.
 SHAPES = {"mamba2-2.7b": (80, 64, 1, 128), "mmmamba": (16, 128, 16, 128), "odd": (6, 24, 2, 20)}
@@ -65,10 +66,10 @@ def check(device: str = "cuda") -> Comparisons:
             for dtype in rounding:
                 b = 4
                 case = inputs(shape, b, length, dtype, device=device)
+                lengths = torch.tensor([length, length // 2, 0, max(1, length - 1)], device=device)
                 more: dict[str, Any] = {
                     "state": torch.randn(3, h, p, n, device=device),
-                    "rows": torch.tensor([2, -1, 0, 2], device=device),
-                    "lengths": torch.tensor([length, length // 2, 0, max(1, length - 1)], device=device),
+                    "layout": Layout(torch.tensor([2, -1, 0, 2], device=device), lengths),
                 }
                 exact: dict[str, Any] = {key: t.double() for key, t in case.items()}
                 want_y, want_h = ssd.state_space_dual(
@@ -82,7 +83,7 @@ def check(device: str = "cuda") -> Comparisons:
                     limit = 1e-5 if length == 1 or backend == "chunked" else rounding[dtype]
                     compare(f"{backend}-state {what}", state, want_h, limit)
                 y, state = ssd.state_space_dual(**case, **more, backend="triton")
-                pad = torch.arange(length, device=device) >= more["lengths"][:, None]
+                pad = torch.arange(length, device=device) >= lengths[:, None]
                 soiled: dict[str, Any] = {
                     key: t.masked_fill(pad.view(b, length, *[1] * (t.ndim - 2)), torch.nan) if t.ndim > 2 else t
                     for key, t in case.items()
@@ -103,7 +104,7 @@ def _check_block(device: str) -> None:
     exact.load_state_dict({key: t.double().cpu() for key, t in block.state_dict().items()})
     prefix, more = torch.randn(1, 100, 256, device=device), torch.randn(3, 6, 256, device=device)
     _, tail, state = block(prefix)
-    _, tails, states = block(more[:, :3], tail, state, rows=torch.zeros(3, dtype=torch.long, device=device))
+    _, tails, states = block(more[:, :3], tail, state, Layout(torch.zeros(3, dtype=torch.long, device=device)))
     token, kept = torch.empty(3, 256, device=device), (tails.clone(), states.clone())
     out = block.step(token.copy_(more[:, 3]), tails, states)
     tails.copy_(kept[0])

@@ -41,7 +41,7 @@ from ..decoder import Decoder
 from ..engine import Engine, Limits
 from ..language_model import LanguageModel, MambaMixer
 from ..model import VLMamba, random_model
-from ..scan import causal_conv, selective_scan
+from ..scan import Layout, causal_conv, selective_scan
 from ..scan.mamba_ssm import selective_scan_fn
 from . import measure, report
 from .command import LENGTHS
@@ -159,9 +159,9 @@ def _reading(subject: Subject, results: Results, small: bool, peak: float) -> No
     for rows in (4,) if small else (64, 256):
         ids = torch.randint(PAD + 1, 200, (rows, 26), device=device)
         lengths = torch.randint(20, 27, (rows,), device=device)
-        source = torch.arange(rows, device=device) * count // rows
+        layout = Layout(torch.arange(rows, device=device) * count // rows, lengths)
         asked = language_model.embed(ids)
-        seconds = seconds_of(partial(language_model.prefill, asked, prefixes, lengths, source), device)
+        seconds = seconds_of(partial(language_model.prefill, asked, prefixes, layout), device)
         results.add(f"prefill of {rows} questions of up to 26 tokens, tokens/s", ids.numel() / seconds)
         results.add(f"prefill of {rows} questions, share of the matrix rate", flops * ids.numel() / seconds / peak)
 
@@ -173,7 +173,7 @@ def _decoding(subject: Subject, results: Results, sizes: Sequence[int]) -> None:
                 continue
             decoder = Decoder(subject.engine.model.language_model, subject.engine.vocabulary, rows, graphs=graphs)
             seconds = seconds_of(partial(decoder.step, [5] * rows), subject.device)
-            results.add(f"decoding {rows} rows{how}, ms a step", seconds * 1000)
+            results.add(f"decoding {rows} rows{how}, ms per step", seconds * 1000)
             results.add(f"decoding {rows} rows{how}, tokens/s", rows / seconds)
 
 
@@ -302,15 +302,15 @@ def scan(subject: Subject, results: Results, small: bool) -> None:
         bc = torch.randn(b, length, 2 * n, device=device, dtype=mixer.dtype)
         B, C = bc.chunk(2, dim=-1)
         state = torch.randn(4, n, d, device=device)
-        rows = torch.arange(b, device=device) % 4
+        layout = Layout(torch.arange(b, device=device) % 4)
         tail = torch.randn(4, k - 1, d, device=device, dtype=mixer.dtype)
         weight, bias = mixer.conv1d.weight[:, 0], mixer.conv1d.bias
         runs = {
             "scan": partial(
                 selective_scan, x, dt, mixer.decay(), B, C, mixer.D, z,
-                dt_bias=mixer.dt_proj.bias, state=state, rows=rows,
+                dt_bias=mixer.dt_proj.bias, state=state, layout=layout,
             ),
-            "convolution": partial(causal_conv, x, weight, bias, tail=tail, rows=rows),
+            "convolution": partial(causal_conv, x, weight, bias, tail=tail, layout=layout),
         }  # fmt: skip
         entered = {
             f"{what} of {b} rows of {length} tokens, {backend}": partial(run, backend=backend)

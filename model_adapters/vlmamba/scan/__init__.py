@@ -8,19 +8,15 @@
 Glossary:
 
     b   rows (sequences)
-    l   tokens of the longest row; the rows are padded on the right, `lengths` says how many tokens of each are valid
+    l   tokens of the longest row; the rows are padded on the right
     d   channels (d_inner; `D` in the paper)
     n   state size (d_state; `N` in the paper)
     k   width of the convolution (d_conv)
     s   saved states to start from
 
-A state is [s, n, d], channels last, float32 whatever the inputs are. `rows` names the saved state that each row
-starts from: many rows may name one state, so that a fork costs nothing, and -1 is the zero state. Without `rows` the
-states belong to the rows in order, or, where there is only one, all rows start from it. States and tails are never
-changed; the new ones are returned.
-
-Rows may also be packed: with `starts`, tensors of tokens are [1, l, ...] and hold the rows one after another, row i
-from token starts[i] on, lengths[i] of them, so that nothing is padded. Only the numba backend takes them.
+A state is [s, n, d], channels last, float32 whatever the inputs are. A `Layout` says which saved state each row starts
+from and how many of its tokens are valid. States and tails are never changed; the new ones are returned. Rows may also
+be packed one after another, so that nothing is padded: only the numba backend takes them so.
 
 Padding is exact: a token at or beyond its row's length changes neither state nor tail by a bit, whatever it holds, and
 its output is 0. A row of length 0 carries its state.
@@ -36,19 +32,22 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from vlmamba_eval.model_adapters.vlmamba.scan.layout import WHOLE, Layout
 from vlmamba_eval.types import UsageError
 
 BACKENDS = {
-    "reference": "the definition in plain PyTorch, in float64 where the inputs are",
+    "reference": "the definition in plain PyTorch, in float64 if the inputs are",
     "eager": "PyTorch operators in place, block by block; runs on every device; no gradients",
     "numba": "our fused CPU kernels, compiled by Numba; no gradients",
     "autograd": "with gradients, recomputing states in the backward pass; eager on CPUs, Triton on GPUs",
     "triton": "our GPU kernels; no gradients",
-    "mamba_ssm": "the authors' GPU kernels where installed, an initial state by an exact correction; with gradients",
+    "mamba_ssm": "the authors' GPU kernels if installed, an initial state by an exact correction; with gradients",
 }
 
 __all__ = [
     "BACKENDS",
+    "WHOLE",
+    "Layout",
     "causal_conv",
     "causal_conv_step",
     "choose_backend",
@@ -95,9 +94,7 @@ def selective_scan(
     *,
     dt_bias: Tensor | None = None,
     state: Tensor | None = None,
-    rows: Tensor | None = None,
-    lengths: Tensor | None = None,
-    starts: Tensor | None = None,
+    layout: Layout = WHOLE,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Run the selective scan over `l` tokens of `b` rows.
@@ -111,18 +108,14 @@ def selective_scan(
         z: [b, l, d], the gate before SiLU, or None.
         dt_bias: [d], or None.
         state: [s, n, d] float32, or None: the zero state.
-        rows: int64 [b], the saved state that each row starts from, -1 for the zero state; see the module.
-        lengths: int64 [b], valid tokens of each row, or None: all.
-        starts: int64 [b], the first token of each packed row, or None: rows are not packed.
+        layout: where the rows' tokens stand and which saved states they start from.
 
     Returns:
-        y [b, l, d] in x's dtype, and the new states [b, n, d] in float32 (float64 where x is).
+        y [b, l, d] in x's dtype, and the new states [b, n, d] in float32 (float64 if x is).
     """
-    _check_scan(x, dt, A, B, C, D, z, dt_bias, state, rows, lengths, starts)
-    module = _backend(backend, x, dt, A, B, C, D, z, dt_bias, state)
-    return module.selective_scan(
-        x, dt, A, B, C, D, z, dt_bias=dt_bias, state=state, rows=rows, lengths=lengths, **_packing(module, starts)
-    )
+    _check_scan(x, dt, A, B, C, D, z, dt_bias, state, layout)
+    module = _backend(backend, layout, x, dt, A, B, C, D, z, dt_bias, state)
+    return module.selective_scan(x, dt, A, B, C, D, z, dt_bias=dt_bias, state=state, layout=layout)
 
 
 def selective_step(
@@ -136,24 +129,21 @@ def selective_step(
     *,
     dt_bias: Tensor | None = None,
     state: Tensor | None = None,
-    rows: Tensor | None = None,
-    lengths: Tensor | None = None,
+    layout: Layout = WHOLE,
     out: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """`selective_scan` of a decoding step: l is 1, no gradients, and the new states may have a given home.
 
-    `out` [b, n, d], where given, receives the new states and is returned. Without `rows` it may be `state` itself,
+    `out` [b, n, d], if given, receives the new states and is returned. Without `sources` it may be `state` itself,
     which is then updated in place: the static buffers that a CUDA graph replays over. Rows that have finished may
     stay: with length 0 their state rests.
     """
-    _check_scan(x, dt, A, B, C, D, z, dt_bias, state, rows, lengths)
-    _check_step(x, (x.shape[0], A.shape[0], x.shape[2]), state, rows, out)
+    _check_scan(x, dt, A, B, C, D, z, dt_bias, state, layout)
+    _check_step(x, (x.shape[0], A.shape[0], x.shape[2]), state, layout, out)
     with torch.no_grad():
-        module = _backend(backend, x)
-        return module.selective_scan(
-            x, dt, A, B, C, D, z, dt_bias=dt_bias, state=state, rows=rows, lengths=lengths, out=out
-        )
+        module = _backend(backend, layout, x)
+        return module.selective_scan(x, dt, A, B, C, D, z, dt_bias=dt_bias, state=state, layout=layout, out=out)
 
 
 def causal_conv(
@@ -162,9 +152,7 @@ def causal_conv(
     bias: Tensor | None,
     *,
     tail: Tensor | None = None,
-    rows: Tensor | None = None,
-    lengths: Tensor | None = None,
-    starts: Tensor | None = None,
+    layout: Layout = WHOLE,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """The depthwise causal convolution of width k, then SiLU, over `l` tokens of `b` rows.
@@ -174,15 +162,15 @@ def causal_conv(
         weight: [d, k]; the last column meets the newest token.
         bias: [d], or None.
         tail: [s, k-1, d], the inputs before the first token, oldest first; None: zeros.
-        rows, lengths, starts: as in `selective_scan`.
+        layout: as in `selective_scan`.
 
     Returns:
         silu(conv(x)) [b, l, d] and the new tails [b, k-1, d], both in x's dtype: a tail holds inputs, so that nothing
         is lost. A row shorter than k-1 tokens keeps the newer part of its old tail.
     """
-    _check_conv(x, weight, bias, tail, rows, lengths, starts)
-    module = _backend(backend, x, weight, bias, tail)
-    return module.causal_conv(x, weight, bias, tail=tail, rows=rows, lengths=lengths, **_packing(module, starts))
+    _check_conv(x, weight, bias, tail, layout)
+    module = _backend(backend, layout, x, weight, bias, tail)
+    return module.causal_conv(x, weight, bias, tail=tail, layout=layout)
 
 
 def causal_conv_step(
@@ -191,20 +179,18 @@ def causal_conv_step(
     bias: Tensor | None,
     *,
     tail: Tensor | None = None,
-    rows: Tensor | None = None,
-    lengths: Tensor | None = None,
+    layout: Layout = WHOLE,
     out: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """`causal_conv` of a decoding step: l is 1, no gradients; `out` [b, k-1, d] as in `selective_step`."""
-    _check_conv(x, weight, bias, tail, rows, lengths)
-    _check_step(x, (x.shape[0], weight.shape[1] - 1, x.shape[2]), tail, rows, out)
+    _check_conv(x, weight, bias, tail, layout)
+    _check_step(x, (x.shape[0], weight.shape[1] - 1, x.shape[2]), tail, layout, out)
     with torch.no_grad():
-        module = _backend(backend, x)
-        return module.causal_conv(x, weight, bias, tail=tail, rows=rows, lengths=lengths, out=out)
+        return _backend(backend, layout, x).causal_conv(x, weight, bias, tail=tail, layout=layout, out=out)
 
 
-def _backend(name: str, *inputs: Tensor | None) -> ModuleType:
+def _backend(name: str, layout: Layout, *inputs: Tensor | None) -> ModuleType:
     grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     if name == "auto":
         name = choose_backend(inputs[0].device if inputs[0] is not None else "cpu", grad)
@@ -218,21 +204,14 @@ def _backend(name: str, *inputs: Tensor | None) -> ModuleType:
         raise UsageError("the triton scan backend needs the triton package: pip install 'vlmamba-eval[cuda]'")
     if name == "numba" and inputs[0] is not None and inputs[0].device.type != "cpu":
         raise UsageError(f"the numba scan backend runs on CPUs, not on {inputs[0].device}")
+    if layout.starts is not None and not takes_packed_rows(name):
+        raise UsageError(f"the {name} scan backend takes padded rows, not packed ones: take numba, or pad them")
     return importlib.import_module(f"{__name__}.{name}")
 
 
 def takes_packed_rows(backend: str) -> bool:
     """Whether the backend of that name reads rows that are packed one after another, with `starts`."""
     return backend == "numba"
-
-
-def _packing(module: ModuleType, starts: Tensor | None) -> dict[str, Tensor]:
-    if starts is None:
-        return {}
-    name = module.__name__.rpartition(".")[2]
-    if not takes_packed_rows(name):
-        raise UsageError(f"the {name} scan backend takes padded rows, not packed ones: take numba, or pad them")
-    return {"starts": starts}
 
 
 def _check(name: str, tensor: Tensor | None, *shape: int | None) -> None:
@@ -243,23 +222,15 @@ def _check(name: str, tensor: Tensor | None, *shape: int | None) -> None:
         raise ValueError(f"{name} must have the shape [{want}], not {list(tensor.shape)}")
 
 
-def _check_rows(b: int, lengths: Tensor | None, starts: Tensor | None) -> int:
-    """How many rows there are: packed ones are counted by their starts."""
-    if starts is not None:
-        if b != 1 or lengths is None:
-            raise ValueError(f"packed rows are [1, l, ...] with their lengths, not {b} rows and lengths={lengths}")
-        b = len(starts)
-    _check("lengths", lengths, b)
-    return b
-
-
-def _check_start(name: str, state: Tensor | None, b: int, inner: int, d: int, rows: Tensor | None) -> None:
+def _check_start(name: str, state: Tensor | None, b: int, inner: int, d: int, layout: Layout) -> None:
+    b = layout.rows(b)
+    _check("lengths", layout.lengths, b)
     _check(name, state, None, inner, d)
-    _check("rows", rows, b)
-    if rows is not None and state is None:
-        raise ValueError(f"rows names saved states, but there is no {name}")
-    if state is not None and rows is None and state.shape[0] not in (1, b):
-        raise ValueError(f"{name} holds {state.shape[0]} states for {b} rows: `rows` must say which row takes which")
+    _check("sources", layout.sources, b)
+    if layout.sources is not None and state is None:
+        raise ValueError(f"sources names saved states, but there is no {name}")
+    if state is not None and layout.sources is None and state.shape[0] not in (1, b):
+        raise ValueError(f"{name} holds {state.shape[0]} states for {b} rows: `sources` must say which row takes which")
 
 
 def _check_scan(
@@ -272,9 +243,7 @@ def _check_scan(
     z: Tensor | None,
     dt_bias: Tensor | None,
     state: Tensor | None,
-    rows: Tensor | None,
-    lengths: Tensor | None,
-    starts: Tensor | None = None,
+    layout: Layout,
 ) -> None:
     _check("x", x, None, None, None)
     _check("A", A, None, x.shape[2])
@@ -285,7 +254,7 @@ def _check_scan(
     _check("D", D, d)
     _check("z", z, b, length, d)
     _check("dt_bias", dt_bias, d)
-    _check_start("state", state, _check_rows(b, lengths, starts), n, d, rows)
+    _check_start("state", state, b, n, d, layout)
 
 
 def _check_conv(
@@ -293,25 +262,23 @@ def _check_conv(
     weight: Tensor,
     bias: Tensor | None,
     tail: Tensor | None,
-    rows: Tensor | None,
-    lengths: Tensor | None,
-    starts: Tensor | None = None,
+    layout: Layout,
 ) -> None:
     _check("x", x, None, None, None)
     b, _, d = x.shape
     _check("weight", weight, d, None)
     _check("bias", bias, d)
-    _check_start("tail", tail, _check_rows(b, lengths, starts), weight.shape[1] - 1, d, rows)
+    _check_start("tail", tail, b, weight.shape[1] - 1, d, layout)
 
 
 def _check_step(
-    x: Tensor, shape: tuple[int, int, int], state: Tensor | None, rows: Tensor | None, out: Tensor | None
+    x: Tensor, shape: tuple[int, int, int], state: Tensor | None, layout: Layout, out: Tensor | None
 ) -> None:
     if x.shape[1] != 1:
-        raise ValueError(f"a step takes one token a row, not {x.shape[1]}")
+        raise ValueError(f"a step takes one token per row, not {x.shape[1]}")
     _check("out", out, *shape)
     if out is not None and state is not None and out.data_ptr() == state.data_ptr():
-        if rows is not None:
-            raise ValueError("with `rows`, out must not be the states themselves: another row may still read them")
+        if layout.sources is not None:
+            raise ValueError("with `sources`, out must not be the states: another row may still read them")
         if out.shape != state.shape:
             raise ValueError(f"out {list(out.shape)} lies over the states {list(state.shape)}, which rows share")

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlmamba_eval.model_adapters.vlmamba.scan.layout import WHOLE, Layout
 from vlmamba_eval.model_adapters.vlmamba.scan.reference import initial, last_inputs, padding, settle
 
 LOG2E = math.log2(math.e)
@@ -25,7 +26,7 @@ LOG2E = math.log2(math.e)
 # twice as many differ by 15 % at most.
 BLOCK = 1 << 20
 
-# Tokens from one kept state to the next, where a backward pass will want them.
+# Tokens from one kept state to the next, for a backward pass that will want them.
 CHECKPOINT = 16
 
 
@@ -40,21 +41,20 @@ def selective_scan(
     *,
     dt_bias: Tensor | None = None,
     state: Tensor | None = None,
-    rows: Tensor | None = None,
-    lengths: Tensor | None = None,
+    layout: Layout = WHOLE,
     out: Tensor | None = None,
     checkpoints: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`checkpoints` [b, ceil(l / 16), n, d], where given, receives the state before every 16th token."""
+    """`checkpoints` [b, ceil(l / 16), n, d], if given, receives the state before every 16th token."""
     (b, length, d), n = x.shape, A.shape[0]
     work, dtype = torch.promote_types(x.dtype, torch.float32), x.dtype
-    pad = padding(lengths, length)
+    pad = padding(layout.lengths, length)
     x, B, C, A, D = (t.to(work) for t in (x, B, C, A, D))
     dt = step_size(dt.to(work), dt_bias, pad)  # [b, l, d]
     dtx = dt * x  # [b, l, d]
     if pad is not None:  # 0 x NaN is NaN: what stands in the padding must go itself
         dtx, B = clear(dtx, pad), B.masked_fill(pad, 0)
-    h = initial(state, rows, b, (n, d), work, x.device)  # [b, n, d]
+    h = initial(state, layout.sources, b, (n, d), work, x.device)  # [b, n, d]
     if length == 0:
         return torch.empty_like(x, dtype=dtype), settle(h, out)
 
@@ -97,20 +97,19 @@ def causal_conv(
     bias: Tensor | None,
     *,
     tail: Tensor | None = None,
-    rows: Tensor | None = None,
-    lengths: Tensor | None = None,
+    layout: Layout = WHOLE,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     (b, length, d), k = x.shape, weight.shape[1]
     work, dtype = torch.promote_types(x.dtype, torch.float32), x.dtype
-    inputs = torch.cat([initial(tail, rows, b, (k - 1, d), dtype, x.device), x], dim=1)  # [b, k-1+l, d]
-    new_tail = settle(last_inputs(inputs, k - 1, lengths), out)
+    inputs = torch.cat([initial(tail, layout.sources, b, (k - 1, d), dtype, x.device), x], dim=1)  # [b, k-1+l, d]
+    new_tail = settle(last_inputs(inputs, k - 1, layout.lengths), out)
     inputs, taps = inputs.to(work), weight.to(work).t().contiguous()  # [k, d]
     y = inputs[:, :length] * taps[0] if bias is None else torch.addcmul(bias.to(work), inputs[:, :length], taps[0])
     for j in range(1, k):
         y.addcmul_(inputs[:, j : j + length], taps[j])
     F.silu(y, inplace=True)
-    pad = padding(lengths, length)
+    pad = padding(layout.lengths, length)
     if pad is not None:
         clear(y, pad)
     return y.to(dtype), new_tail

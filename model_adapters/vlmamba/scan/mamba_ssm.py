@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlmamba_eval.model_adapters.vlmamba.scan import autograd
+from vlmamba_eval.model_adapters.vlmamba.scan.layout import WHOLE, Layout
 from vlmamba_eval.model_adapters.vlmamba.scan.reference import initial, padding, settle
 from vlmamba_eval.types import UsageError
 
@@ -54,12 +55,12 @@ def _found() -> tuple[Any, str]:
 
 
 def selective_scan_fn() -> Any:
-    """Their function, or None where it cannot run."""
+    """Their function, or None if it cannot run."""
     return _found()[0]
 
 
 def why_not() -> str:
-    """Why their function cannot run here; empty where it can."""
+    """Why their function cannot run here; empty if it can."""
     return _found()[1]
 
 
@@ -74,8 +75,7 @@ def selective_scan(
     *,
     dt_bias: Tensor | None = None,
     state: Tensor | None = None,
-    rows: Tensor | None = None,
-    lengths: Tensor | None = None,
+    layout: Layout = WHOLE,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     kernel = selective_scan_fn()
@@ -84,10 +84,10 @@ def selective_scan(
             f"the mamba_ssm backend needs a GPU and the mamba-ssm package with its CUDA extension: {why_not()}"
         )
     (b, length, d), n = x.shape, A.shape[0]
-    start = None if state is None else initial(state, rows, b, (n, d), torch.float32, x.device)  # [b, n, d]
+    start = None if state is None else initial(state, layout.sources, b, (n, d), torch.float32, x.device)  # [b, n, d]
     if length == 0:
         return x.clone(), settle(x.new_zeros(b, n, d, dtype=torch.float32) if start is None else start.detach(), out)
-    pad = padding(lengths, length)
+    pad = padding(layout.lengths, length)
     with torch.autocast(x.device.type, enabled=False):
         A, D, bias = A.float(), D.float(), None if dt_bias is None else dt_bias.float()
         u, dt, B, C = x, dt.to(x.dtype), B.to(x.dtype), C.to(x.dtype)
@@ -123,9 +123,8 @@ def causal_conv(
     bias: Tensor | None,
     *,
     tail: Tensor | None = None,
-    rows: Tensor | None = None,
-    lengths: Tensor | None = None,
+    layout: Layout = WHOLE,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Ours: causal-conv1d takes no row index and wants strides that are multiples of 8."""
-    return autograd.causal_conv(x, weight, bias, tail=tail, rows=rows, lengths=lengths, out=out)
+    return autograd.causal_conv(x, weight, bias, tail=tail, layout=layout, out=out)

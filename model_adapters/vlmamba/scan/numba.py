@@ -24,6 +24,7 @@ from numba.core import config
 from torch import Tensor
 
 from vlmamba_eval.model_adapters.vlmamba.scan.eager import LOG2E
+from vlmamba_eval.model_adapters.vlmamba.scan.layout import WHOLE, Layout
 from vlmamba_eval.types import UsageError
 
 # Channels of a block. Of the scan 128: their 16 states in float32 are 8 KB, and a token's inputs stay beside them.
@@ -60,20 +61,18 @@ def selective_scan(
     *,
     dt_bias: Tensor | None = None,
     state: Tensor | None = None,
-    rows: Tensor | None = None,
-    lengths: Tensor | None = None,
+    layout: Layout = WHOLE,
     out: Tensor | None = None,
-    starts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     d, n = x.shape[2], A.shape[0]
-    layout = _layout(x, lengths, starts)
-    b = len(layout[0])
+    spans = _spans(x, layout)
+    b = len(spans[0])
     y, new = torch.empty(x.shape, dtype=torch.float32), _home(out, b, n, d)
     bias = torch.zeros(d, dtype=torch.float32) if dt_bias is None else dt_bias
     _share_threads()
     _scan(
         *_tokens(x), *_tokens(dt), *_tokens(B), *_tokens(C), *_tokens(x if z is None else z), z is not None,
-        _array(A), _array(D), _array(bias), *_start(state, rows, b, n, d), *layout,
+        _array(A), _array(D), _array(bias), *_start(state, layout, b, n, d), *spans,
         y.view(-1, d).numpy(), _array(new), _block(b, d, WIDE if x.shape[1] == 1 else BLOCK),
     )  # fmt: skip
     return y.to(x.dtype), new if out is None or new is out else out.copy_(new)
@@ -85,19 +84,17 @@ def causal_conv(
     bias: Tensor | None,
     *,
     tail: Tensor | None = None,
-    rows: Tensor | None = None,
-    lengths: Tensor | None = None,
+    layout: Layout = WHOLE,
     out: Tensor | None = None,
-    starts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     d, k = weight.shape
-    layout = _layout(x, lengths, starts)
-    b = len(layout[0])
+    spans = _spans(x, layout)
+    b = len(spans[0])
     y, new = torch.empty(x.shape, dtype=torch.float32), _home(out, b, k - 1, d)
     bias = torch.zeros(d, dtype=torch.float32) if bias is None else bias
     _share_threads()
     _conv(
-        *_tokens(x), _array(weight.T), _array(bias), *_start(tail, rows, b, k - 1, d), *layout,
+        *_tokens(x), _array(weight.T), _array(bias), *_start(tail, layout, b, k - 1, d), *spans,
         y.view(-1, d).numpy(), _array(new), _block(b, d, WIDE),
     )  # fmt: skip
     # A tail holds inputs of x's precision, which widening and narrowing leave as they are.
@@ -128,11 +125,11 @@ def _tokens(tensor: Tensor) -> tuple[np.ndarray, int]:
     return tensor.detach().as_strided((span,), (1,)).numpy(), tensor.stride(1)
 
 
-def _layout(x: Tensor, lengths: Tensor | None, starts: Tensor | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _spans(x: Tensor, layout: Layout) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Where each row's tokens begin, where the valid ones end, and where its padding ends, among all tokens."""
-    b, length = x.shape[:2]
-    if starts is not None and lengths is not None:
-        first = starts.numpy()
+    (b, length), lengths = x.shape[:2], layout.lengths
+    if layout.starts is not None and lengths is not None:
+        first = layout.starts.numpy()
         last = first + lengths.numpy()
         return first, last, last
     first = np.arange(b) * length
@@ -140,23 +137,23 @@ def _layout(x: Tensor, lengths: Tensor | None, starts: Tensor | None) -> tuple[n
     return first, last if lengths is None else first + lengths.clamp(0, length).numpy(), last
 
 
-def _start(state: Tensor | None, rows: Tensor | None, b: int, inner: int, d: int) -> tuple[np.ndarray, np.ndarray]:
+def _start(state: Tensor | None, layout: Layout, b: int, inner: int, d: int) -> tuple[np.ndarray, np.ndarray]:
     """The saved states [s, inner, d] and the one that each row starts from, -1: zero."""
     if state is None:
         return np.empty((0, inner, d), np.float32), np.full(b, -1)
-    if rows is not None:
-        return _array(state), rows.numpy()
+    if layout.sources is not None:
+        return _array(state), layout.sources.numpy()
     return (_array(state), np.arange(b)) if len(state) == b else (_array(state), np.zeros(b, np.int64))
 
 
 def _home(out: Tensor | None, *shape: int) -> Tensor:
-    """Where the new states go: `out` itself where the kernels can write to it."""
+    """Where the new states go: `out` itself if the kernels can write to it."""
     fits = out is not None and out.dtype == torch.float32 and out.is_contiguous()
     return out if out is not None and fits else torch.empty(shape, dtype=torch.float32)
 
 
 def _block(b: int, d: int, most: int) -> int:
-    """Channels of a block: fewer where there are too few rows to keep all threads busy."""
+    """Channels of a block: fewer if there are too few rows to keep all threads busy."""
     block = most
     while block > 16 and b * -(-d // block) < 2 * torch.get_num_threads():
         block //= 2
@@ -201,7 +198,7 @@ def _exp2(v):
 
 @njit(inline="always", **_OPTIONS)
 def _softplus(v):
-    """log(1 + e^v), exact to the last digits also where it is tiny: log(1 + e) = 2 atanh(e / (2 + e))."""
+    """log(1 + e^v), exact to the last digits also if it is tiny: log(1 + e) = 2 atanh(e / (2 + e))."""
     e = _exp2(-abs(v) * _LOG2E)
     s = e / (_TWO + e)
     q = s * s

@@ -26,6 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vlmamba_eval.model_adapters.vlmamba.scan.eager import CHECKPOINT
+from vlmamba_eval.model_adapters.vlmamba.scan.layout import WHOLE, Layout
 from vlmamba_eval.model_adapters.vlmamba.scan.reference import initial, settle
 from vlmamba_eval.types import UsageError
 
@@ -55,7 +56,7 @@ def _sigmoid(v):
 
 @triton.jit
 def _load(pointers, mask, MASKED: tl.constexpr):
-    """A load in float32; where no lane can be out of bounds, without the mask."""
+    """A load in float32; if no lane can be out of bounds, without the mask."""
     if MASKED:
         return tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
     return tl.load(pointers).to(tl.float32)
@@ -99,7 +100,7 @@ def _tokens(
 
 @triton.jit
 def _checkpoint(checkpoints, h, t, d, n, tile, in_n, channels, CHUNK: tl.constexpr):
-    """Write the state before token t where t begins a chunk."""
+    """Write the state before token t if t begins a chunk."""
     limit = tl.where(t % CHUNK == 0, d, 0)
     pointers = checkpoints + tl.cast(t // CHUNK, tl.int64) * n * d + tile
     tl.store(pointers, h, mask=in_n[:, None] & (channels < limit)[None, :])
@@ -468,13 +469,12 @@ def selective_scan(
     *,
     dt_bias: Tensor | None = None,
     state: Tensor | None = None,
-    rows: Tensor | None = None,
-    lengths: Tensor | None = None,
+    layout: Layout = WHOLE,
     out: Tensor | None = None,
     checkpoints: Tensor | None = None,
     segments: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`checkpoints` [b, ceil(l / 16), n, d], where given, receives the state before every 16th token.
+    """`checkpoints` [b, ceil(l / 16), n, d], if given, receives the state before every 16th token.
 
     `segments` cuts time into at most so many pieces; None: as many as fill the device. A cut changes results by float32
     rounding alone.
@@ -483,7 +483,7 @@ def selective_scan(
     _check_inputs(x)
     y = torch.empty(b, length, d, dtype=x.dtype, device=x.device)
     if y.numel() == 0:
-        return y, settle(initial(state, rows, b, (n, d), torch.float32, x.device), out)
+        return y, settle(initial(state, layout.sources, b, (n, d), torch.float32, x.device), out)
     new_state = out if out is not None and out.is_contiguous() else y.new_empty(b, n, d, dtype=torch.float32)
     x, dt, B, C, A, D = _dense(x), _dense(dt), _dense(B), _dense(C), A.contiguous(), D.contiguous()
     z, dt_bias, state = _optional(_dense, z), _optional(_dense, dt_bias), _optional(_states, state)
@@ -496,32 +496,32 @@ def selective_scan(
     segments = triton.cdiv(length, segment)
 
     def scan(
-        start: Tensor | None, start_rows: Tensor | None, end: Tensor | None, totals: Tensor | None, solve: bool
+        start: Tensor | None, sources: Tensor | None, end: Tensor | None, totals: Tensor | None, solve: bool
     ) -> None:
         gate = z if solve else None
         keep = checkpoints if solve else None
         _scan_kernel[(blocks, segments, b)](
-            x, dt, x if gate is None else gate, A, B, C, D, dt_bias, start, start_rows, lengths, y, end, totals, keep,
-            length, d // vec, n, segment,
+            x, dt, x if gate is None else gate, A, B, C, D, dt_bias, start, sources, layout.lengths, y, end, totals,
+            keep, length, d // vec, n, segment,
             *x.stride()[:2], *dt.stride()[:2], *((0, 0) if gate is None else gate.stride()[:2]),
-            *B.stride()[:2], *C.stride()[:2], *y.stride()[:2], _row_stride(start, start_rows),
+            *B.stride()[:2], *C.stride()[:2], *y.stride()[:2], _row_stride(start, sources),
             HAS_Z=gate is not None, HAS_BIAS=dt_bias is not None, HAS_STATE=start is not None,
-            HAS_ROWS=start_rows is not None, HAS_LENGTHS=lengths is not None,
+            HAS_ROWS=sources is not None, HAS_LENGTHS=layout.lengths is not None,
             SOLVE=solve, KEEP=end is not None, CHUNK=0 if keep is None else CHECKPOINT,
             BLOCK_D=block_d, BLOCK_N=block_n, VEC=vec, MASKED_D=d % block_d != 0, MASKED_N=n != block_n,
             UNROLL=unroll, STAGES=_STAGES if length > 2 * unroll else 1, num_warps=1, enable_fp_fusion=True,
         )  # fmt: skip
 
     if segments == 1:
-        scan(state, rows, new_state, None, True)
+        scan(state, layout.sources, new_state, None, True)
     else:
         states = torch.empty(b * segments, n, d, device=x.device)
         totals = torch.empty(b * segments, d, device=x.device)
         scan(None, None, states, totals, False)
         _chain_kernel[(blocks, b)](
-            A, state, rows, states, totals, new_state, d // vec, n, segments, _row_stride(state, rows),
-            HAS_STATE=state is not None, HAS_ROWS=rows is not None, BLOCK_D=block_d, BLOCK_N=block_n, VEC=vec,
-            num_warps=1, enable_fp_fusion=True,
+            A, state, layout.sources, states, totals, new_state, d // vec, n, segments,
+            _row_stride(state, layout.sources), HAS_STATE=state is not None, HAS_ROWS=layout.sources is not None,
+            BLOCK_D=block_d, BLOCK_N=block_n, VEC=vec, num_warps=1, enable_fp_fusion=True,
         )  # fmt: skip
         scan(states, None, None, None, True)
     return y, new_state if out is None or out is new_state else out.copy_(new_state)
@@ -584,24 +584,24 @@ def causal_conv(
     bias: Tensor | None,
     *,
     tail: Tensor | None = None,
-    rows: Tensor | None = None,
-    lengths: Tensor | None = None,
+    layout: Layout = WHOLE,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     (b, length, d), k = x.shape, weight.shape[1]
     _check_inputs(x)
     y = torch.empty(b, length, d, dtype=x.dtype, device=x.device)
     if y.numel() == 0:
-        return y, settle(initial(tail, rows, b, (k - 1, d), x.dtype, x.device), out)
+        return y, settle(initial(tail, layout.sources, b, (k - 1, d), x.dtype, x.device), out)
     fits = out is not None and out.is_contiguous() and out.dtype == x.dtype
     new_tail = out if out is not None and fits else y.new_empty(b, k - 1, d)
     x, bias, tail = _dense(x), _optional(_dense, bias), _optional(_states, tail)
     block_t, block_d = min(16, triton.next_power_of_2(length)), 128
     _conv_kernel[(triton.cdiv(d, block_d), triton.cdiv(length, block_t), b)](
-        x, weight, bias, tail, rows, lengths, y, new_tail,
-        length, d, *x.stride()[:2], *weight.stride(), _row_stride(tail, rows),
-        HAS_BIAS=bias is not None, HAS_TAIL=tail is not None, HAS_ROWS=rows is not None,
-        HAS_LENGTHS=lengths is not None, WIDTH=k, BLOCK_T=block_t, BLOCK_D=block_d, num_warps=4, enable_fp_fusion=True,
+        x, weight, bias, tail, layout.sources, layout.lengths, y, new_tail,
+        length, d, *x.stride()[:2], *weight.stride(), _row_stride(tail, layout.sources),
+        HAS_BIAS=bias is not None, HAS_TAIL=tail is not None, HAS_ROWS=layout.sources is not None,
+        HAS_LENGTHS=layout.lengths is not None, WIDTH=k, BLOCK_T=block_t, BLOCK_D=block_d,
+        num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
     return y, new_tail if out is None or out is new_tail else out.copy_(new_tail)
 
@@ -612,8 +612,7 @@ def conv_backward(
     weight: Tensor,
     bias: Tensor | None,
     tail: Tensor | None,
-    rows: Tensor | None,
-    lengths: Tensor | None,
+    layout: Layout,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the inputs, cat([tail, x]) [b, k-1+l, d], of the weight [d, k] and of the bias [d]."""
     (b, length, d), k = x.shape, weight.shape[1]
@@ -624,10 +623,10 @@ def conv_backward(
     dweight = torch.empty(b, parts, k, d, device=x.device)
     dbias = torch.empty(b, parts, d, device=x.device)
     _conv_backward_kernel[(triton.cdiv(d, block_d), parts, b)](
-        x, weight, bias, tail, rows, lengths, dy, dinput, dweight, dbias,
-        length, d, *x.stride()[:2], *weight.stride(), _row_stride(tail, rows), *dy.stride()[:2],
-        HAS_BIAS=bias is not None, HAS_TAIL=tail is not None, HAS_ROWS=rows is not None,
-        HAS_LENGTHS=lengths is not None, WIDTH=k, BLOCK_T=block_t, BLOCK_D=block_d,
+        x, weight, bias, tail, layout.sources, layout.lengths, dy, dinput, dweight, dbias,
+        length, d, *x.stride()[:2], *weight.stride(), _row_stride(tail, layout.sources), *dy.stride()[:2],
+        HAS_BIAS=bias is not None, HAS_TAIL=tail is not None, HAS_ROWS=layout.sources is not None,
+        HAS_LENGTHS=layout.lengths is not None, WIDTH=k, BLOCK_T=block_t, BLOCK_D=block_d,
         num_warps=warps, enable_fp_fusion=True,
     )  # fmt: skip
     return dinput, dweight.sum((0, 1)).t(), dbias.sum((0, 1))
@@ -662,9 +661,9 @@ def _optional(f: Callable[[Tensor], Tensor], tensor: Tensor | None) -> Tensor | 
     return None if tensor is None else f(tensor)
 
 
-def _row_stride(state: Tensor | None, rows: Tensor | None) -> int:
-    """Elements from one saved state to the next; 0 where all rows start from one."""
-    return 0 if state is None or (state.shape[0] == 1 and rows is None) else state.stride(0)
+def _row_stride(state: Tensor | None, sources: Tensor | None) -> int:
+    """Elements from one saved state to the next; 0 if all rows start from one."""
+    return 0 if state is None or (state.shape[0] == 1 and sources is None) else state.stride(0)
 
 
 def _check_inputs(x: Tensor) -> None:

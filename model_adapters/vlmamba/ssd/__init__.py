@@ -15,9 +15,9 @@ Glossary, beside that of `scan`:
     g   groups of heads that share B and C (ngroups)
     q   tokens of a chunk
 
-A state is [s, h, p, n], float32 whatever the inputs are. `rows`, `lengths`, `starts` and the promises about padding are
-those of `scan`: a token beyond its row's length changes no state by a bit, its output is 0, and no saved state is ever
-changed. Every backend takes packed rows. The convolution before the scan is `scan.causal_conv`.
+A state is [s, h, p, n], float32 whatever the inputs are. The layout of rows and the promises about padding are those of
+`scan`: a token beyond its row's length changes no state by a bit, its output is 0, and no saved state is ever changed.
+Every backend takes packed rows. The convolution before the scan is `scan.causal_conv`.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from vlmamba_eval.model_adapters.vlmamba.scan.layout import WHOLE, Layout
 from vlmamba_eval.model_adapters.vlmamba.ssd.rows import PackedRows
 from vlmamba_eval.types import UsageError
 
 BACKENDS = {
-    "reference": "the definition in plain PyTorch, token by token, in float64 where the inputs are",
+    "reference": "the definition in plain PyTorch, token by token, in float64 if the inputs are",
     "chunked": "matrix products of PyTorch, chunk by chunk; runs on every device; with gradients",
     "triton": "our GPU kernels; no gradients",
 }
@@ -60,9 +61,7 @@ def state_space_dual(
     dt_bias: Tensor | None = None,
     dt_limit: tuple[float, float] = NO_LIMIT,
     state: Tensor | None = None,
-    rows: Tensor | None = None,
-    lengths: Tensor | None = None,
-    starts: Tensor | None = None,
+    layout: Layout = WHOLE,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Run Mamba-2's scan over `l` tokens of `b` rows.
@@ -76,24 +75,21 @@ def state_space_dual(
         dt_bias: [h], or None.
         dt_limit: least and greatest step after softplus.
         state: [s, h, p, n] float32, or None: the zero state.
-        rows: int64 [b], the saved state that each row starts from, -1 for the zero state.
-        lengths: int64 [b], valid tokens of each row, or None: all.
-        starts: int64 [b], the first token of each packed row, or None: rows are not packed.
+        layout: where the rows' tokens stand and which saved states they start from.
 
     Returns:
-        y [b, l, h, p] in x's dtype, and the new states [b, h, p, n] in float32 (float64 where x is).
+        y [b, l, h, p] in x's dtype, and the new states [b, h, p, n] in float32 (float64 if x is).
     """
     packed = None
-    if starts is not None:
-        if x.ndim != 4 or x.shape[0] != 1 or lengths is None:
-            raise ValueError(f"packed rows are [1, l, h, p] with their lengths, not {list(x.shape)}, lengths={lengths}")
-        packed = PackedRows(lengths, starts, x.shape[1], x.device)
+    if layout.starts is not None:
+        _shape("x", x, None, None, None, None)
+        packed = PackedRows(layout, *x.shape[:2])
         x, dt, B, C = (packed.pad(t) for t in (x, dt, B, C))
-        lengths = packed.lengths
-    _check(x, dt, A, B, C, D, dt_bias, state, rows, lengths)
+        layout = Layout(layout.sources, layout.lengths)
+    _check(x, dt, A, B, C, D, dt_bias, state, layout)
     module = _backend(backend, x, dt, A, B, C, D, dt_bias, state)
     y, after = module.state_space_dual(
-        x, dt, A, B, C, D, dt_bias=dt_bias, dt_limit=dt_limit, state=state, rows=rows, lengths=lengths
+        x, dt, A, B, C, D, dt_bias=dt_bias, dt_limit=dt_limit, state=state, layout=layout
     )
     return (y if packed is None else packed.pack(y)), after
 
@@ -109,30 +105,29 @@ def state_space_dual_step(
     dt_bias: Tensor | None = None,
     dt_limit: tuple[float, float] = NO_LIMIT,
     state: Tensor | None = None,
-    rows: Tensor | None = None,
-    lengths: Tensor | None = None,
+    layout: Layout = WHOLE,
     out: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """`state_space_dual` of a decoding step: l is 1, no gradients, and the new states may have a given home.
 
-    `out` [b, h, p, n], where given, receives the new states and is returned. Without `rows` it may be `state` itself,
+    `out` [b, h, p, n], if given, receives the new states and is returned. Without `sources` it may be `state` itself,
     which is then updated in place. Rows that have finished may stay: with length 0 their state rests.
     """
-    _check(x, dt, A, B, C, D, dt_bias, state, rows, lengths)
+    _check(x, dt, A, B, C, D, dt_bias, state, layout)
     if x.shape[1] != 1:
         raise ValueError(f"a step takes one token per row, not {x.shape[1]}")
     b, _, h, p = x.shape
     if out is not None:
         _shape("out", out, b, h, p, B.shape[3])
         if state is not None and out.data_ptr() == state.data_ptr():
-            if rows is not None:
-                raise ValueError("with `rows`, out must not be the states themselves: another row may still read them")
+            if layout.sources is not None:
+                raise ValueError("with `sources`, out must not be the states: another row may still read them")
             if out.shape != state.shape:
                 raise ValueError(f"out {list(out.shape)} lies over the states {list(state.shape)}, which rows share")
     with torch.no_grad():
         return _backend(backend, x).state_space_dual(
-            x, dt, A, B, C, D, dt_bias=dt_bias, dt_limit=dt_limit, state=state, rows=rows, lengths=lengths, out=out
+            x, dt, A, B, C, D, dt_bias=dt_bias, dt_limit=dt_limit, state=state, layout=layout, out=out
         )
 
 
@@ -170,8 +165,7 @@ def _check(
     D: Tensor | None,
     dt_bias: Tensor | None,
     state: Tensor | None,
-    rows: Tensor | None,
-    lengths: Tensor | None,
+    layout: Layout,
 ) -> None:
     _shape("x", x, None, None, None, None)
     b, length, h, p = x.shape
@@ -183,10 +177,10 @@ def _check(
         raise ValueError(f"{h} heads cannot be divided into {B.shape[2]} groups of equal size")
     _shape("D", D, h)
     _shape("dt_bias", dt_bias, h)
-    _shape("lengths", lengths, b)
+    _shape("lengths", layout.lengths, b)
     _shape("state", state, None, h, p, B.shape[3])
-    _shape("rows", rows, b)
-    if rows is not None and state is None:
-        raise ValueError("rows names saved states, but there is no state")
-    if state is not None and rows is None and state.shape[0] not in (1, b):
-        raise ValueError(f"state holds {state.shape[0]} states for {b} rows: `rows` must say which row takes which")
+    _shape("sources", layout.sources, b)
+    if layout.sources is not None and state is None:
+        raise ValueError("sources names saved states, but there is no state")
+    if state is not None and layout.sources is None and state.shape[0] not in (1, b):
+        raise ValueError(f"state holds {state.shape[0]} states for {b} rows: `sources` must say which row takes which")

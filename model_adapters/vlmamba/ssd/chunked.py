@@ -17,6 +17,7 @@ import math
 import torch
 from torch import Tensor
 
+from vlmamba_eval.model_adapters.vlmamba.scan.layout import WHOLE, Layout
 from vlmamba_eval.model_adapters.vlmamba.scan.reference import padding, settle
 from vlmamba_eval.model_adapters.vlmamba.ssd import NO_LIMIT
 from vlmamba_eval.model_adapters.vlmamba.ssd.reference import initial, steps
@@ -38,16 +39,15 @@ def state_space_dual(
     dt_bias: Tensor | None = None,
     dt_limit: tuple[float, float] = NO_LIMIT,
     state: Tensor | None = None,
-    rows: Tensor | None = None,
-    lengths: Tensor | None = None,
+    layout: Layout = WHOLE,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     (b, length, h, p), (g, n) = x.shape, B.shape[2:]
     work, dtype = torch.promote_types(x.dtype, torch.float32), x.dtype
-    now = initial(state, rows, b, (h, p, n), work, x.device)  # [b, h, p, n]
+    now = initial(state, layout.sources, b, (h, p, n), work, x.device)  # [b, h, p, n]
     if length == 0:
         return torch.empty_like(x), settle(now, out)
-    pad = padding(lengths, length)
+    pad = padding(layout.lengths, length)
     step = steps(dt, dt_bias, dt_limit, pad, work)  # [b, l, h]
     x, B, C = (t.to(work) for t in (x, B, C))
     if pad is not None:  # 0 x NaN is NaN: what stands in the padding must go itself

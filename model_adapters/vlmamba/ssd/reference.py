@@ -1,6 +1,6 @@
 """The definition of Mamba-2's scan: plain PyTorch, token by token.
 
-Slow and obvious. It works in float64 where its inputs are float64, autograd runs through it, and every other backend is
+Slow and obvious. It works in float64 if its inputs are float64, autograd runs through it, and every other backend is
 tested against it.
 """
 
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlmamba_eval.model_adapters.vlmamba.scan.layout import WHOLE, Layout
 from vlmamba_eval.model_adapters.vlmamba.scan.reference import padding, settle
 from vlmamba_eval.model_adapters.vlmamba.ssd import NO_LIMIT
 
@@ -25,19 +26,18 @@ def state_space_dual(
     dt_bias: Tensor | None = None,
     dt_limit: tuple[float, float] = NO_LIMIT,
     state: Tensor | None = None,
-    rows: Tensor | None = None,
-    lengths: Tensor | None = None,
+    layout: Layout = WHOLE,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     (b, length, h, p), n = x.shape, B.shape[3]
     work, dtype = torch.promote_types(x.dtype, torch.float32), x.dtype
-    pad = padding(lengths, length)
+    pad = padding(layout.lengths, length)
     x, B, C, A = (t.to(work) for t in (x, B, C, A))
     step = steps(dt, dt_bias, dt_limit, pad, work)  # [b, l, h]
     if pad is not None:  # whatever a padding token holds, NaN included, goes no further
         x, B, C = (t.masked_fill(pad[..., None], 0) for t in (x, B, C))
     B, C = (t.repeat_interleave(h // t.shape[2], dim=2) for t in (B, C))  # [b, l, h, n]
-    now = initial(state, rows, b, (h, p, n), work, x.device)  # [b, h, p, n]
+    now = initial(state, layout.sources, b, (h, p, n), work, x.device)  # [b, h, p, n]
     outputs = []
     for t in range(length):
         decay = torch.exp(step[:, t] * A)  # [b, h]
@@ -62,7 +62,7 @@ def steps(
 
 def initial(
     state: Tensor | None,
-    rows: Tensor | None,
+    sources: Tensor | None,
     b: int,
     shape: tuple[int, int, int],
     dtype: torch.dtype,
@@ -72,6 +72,6 @@ def initial(
     if state is None:
         return torch.zeros(b, *shape, dtype=dtype, device=device)
     state = state.to(dtype)
-    if rows is None:
+    if sources is None:
         return state.expand(b, *shape)
-    return state[rows.clamp(min=0)].masked_fill((rows < 0)[:, None, None, None], 0)
+    return state[sources.clamp(min=0)].masked_fill((sources < 0)[:, None, None, None], 0)

@@ -3,7 +3,7 @@
 A program of the reading kernel takes one row, one head and a block of its channels through time, chunk by chunk, with
 the head's state [p, n] in registers: four matrix products a chunk, nothing written but outputs and the last state. It
 starts from the saved state that the row's index names and stops at the row's own length. Rows and heads fill the
-device; where there are too few of them, channels are divided further. Exponents are split as in `ssd.chunked`.
+device; if there are too few of them, channels are divided further. Exponents are split as in `ssd.chunked`.
 """
 
 # Triton's language is not Python's: a kernel takes launch options besides its parameters.
@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vlmamba_eval.model_adapters.vlmamba.scan.layout import WHOLE, Layout
 from vlmamba_eval.model_adapters.vlmamba.scan.reference import settle
 from vlmamba_eval.model_adapters.vlmamba.scan.triton import _softplus  # pyright: ignore[reportPrivateUsage]
 from vlmamba_eval.model_adapters.vlmamba.ssd import NO_LIMIT
@@ -194,8 +195,7 @@ def state_space_dual(
     dt_bias: Tensor | None = None,
     dt_limit: tuple[float, float] = NO_LIMIT,
     state: Tensor | None = None,
-    rows: Tensor | None = None,
-    lengths: Tensor | None = None,
+    layout: Layout = WHOLE,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     (b, length, h, p), (g, n) = x.shape, B.shape[2:]
@@ -203,13 +203,14 @@ def state_space_dual(
     if x.dtype == torch.bfloat16 and not isinstance(_read_kernel, triton.JITFunction):
         # Triton's interpreter multiplies the bits of bfloat16 matrices as if they were integers.
         exact = (t.float() for t in (x, dt, A, B, C))
-        more = {"dt_bias": dt_bias, "dt_limit": dt_limit, "state": state, "rows": rows, "lengths": lengths, "out": out}
+        more = {"dt_bias": dt_bias, "dt_limit": dt_limit, "state": state, "layout": layout, "out": out}
         y, new = state_space_dual(*exact, D, **more)
         return y.to(x.dtype), new
+    sources, lengths = layout.sources, layout.lengths
     # The kernel visits valid tokens only.
     y = (torch.empty if lengths is None else torch.zeros)(b, length, h, p, dtype=x.dtype, device=x.device)
     if y.numel() == 0:
-        return y, settle(initial(state, rows, b, (h, p, n), torch.float32, x.device), out)
+        return y, settle(initial(state, sources, b, (h, p, n), torch.float32, x.device), out)
     fits = out is not None and out.is_contiguous() and out.dtype == torch.float32
     new = out if out is not None and fits else torch.empty(b, h, p, n, dtype=torch.float32, device=x.device)
     B, C = (t if t.dtype == x.dtype else t.to(x.dtype) for t in (B, C))
@@ -217,16 +218,16 @@ def state_space_dual(
     D, dt_bias = (t if t is None else t.contiguous() for t in (D, dt_bias))
     if state is not None and not state[0].is_contiguous():
         state = state.contiguous()
-    state_s = 0 if state is None or (state.shape[0] == 1 and rows is None) else state.stride(0)
+    state_s = 0 if state is None or (state.shape[0] == 1 and sources is None) else state.stride(0)
     block_n = max(16, triton.next_power_of_2(n))
     block_p = max(16, min(triton.next_power_of_2(p), _STATE // block_n))
     flags = {
         "HAS_D": D is not None, "HAS_BIAS": dt_bias is not None, "HAS_LIMIT": dt_limit != NO_LIMIT,
-        "HAS_STATE": state is not None, "HAS_ROWS": rows is not None, "HAS_LENGTHS": lengths is not None,
+        "HAS_STATE": state is not None, "HAS_ROWS": sources is not None, "HAS_LENGTHS": lengths is not None,
     }  # fmt: skip
     if length == 1:
         _step_kernel[(triton.cdiv(p, block_p), h, b)](
-            x, dt, A, B, C, D, dt_bias, state, rows, lengths, y, new,
+            x, dt, A, B, C, D, dt_bias, state, sources, lengths, y, new,
             p, n, h // g, *dt_limit,
             x.stride(0), x.stride(2), dt.stride(0), dt.stride(2), B.stride(0), B.stride(2), C.stride(0), C.stride(2),
             y.stride(0), y.stride(2), state_s,
@@ -237,7 +238,7 @@ def state_space_dual(
             block_p //= 2
         block_t = min(_CHUNK, max(16, triton.next_power_of_2(length)))
         _read_kernel[(triton.cdiv(p, block_p), h, b)](
-            x, dt, A, B, C, D, dt_bias, state, rows, lengths, y, new,
+            x, dt, A, B, C, D, dt_bias, state, sources, lengths, y, new,
             length, p, n, h // g, *dt_limit,
             *x.stride()[:3], *dt.stride(), *B.stride()[:3], *C.stride()[:3], *y.stride()[:3], state_s,
             **flags, PRECISION="tf32x3" if x.dtype == torch.float32 else "tf32",

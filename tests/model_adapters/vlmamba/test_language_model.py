@@ -18,7 +18,7 @@ from vlmamba_eval.model_adapters.vlmamba.language_model import (
     config_from_published,
     name_of_published,
 )
-from vlmamba_eval.model_adapters.vlmamba.scan import choose_backend, takes_packed_rows
+from vlmamba_eval.model_adapters.vlmamba.scan import Layout, choose_backend, takes_packed_rows
 from vlmamba_eval.types import ModelError
 
 SHAPES = [
@@ -99,7 +99,7 @@ def test_a_prefill_that_is_forked_and_continued_equals_one_full_prefill(cut: int
     expected, expected_state = model.prefill(model.embed(whole))
     _, state = model.prefill(model.embed(prefix[None]))
     for start, rows in ((state, None), (state.fork(3), None), (state, torch.zeros(3, dtype=torch.long))):
-        x, after = model.prefill(model.embed(endings), start, rows=rows)
+        x, after = model.prefill(model.embed(endings), start, Layout(rows))
         assert relative(model.logits(x), model.logits(expected[:, cut:])) <= 1e-5
         assert_states_close(after, expected_state)
 
@@ -137,7 +137,7 @@ def test_padding_never_enters_a_state(lengths: list[int], saved: int, data: st.D
     for i, row in enumerate(rows):
         padded[i, : len(row)] = row
     rows_of = torch.tensor(sources) if states else None
-    x, after = model.prefill(model.embed(padded), states, torch.tensor(lengths), rows_of)
+    x, after = model.prefill(model.embed(padded), states, Layout(rows_of, torch.tensor(lengths)))
     assert x.isfinite().all()
     for i, row in enumerate(rows):
         alone = states.select(torch.tensor(sources[i : i + 1])) if states and sources[i] >= 0 else None
@@ -158,8 +158,8 @@ def test_packed_rows_are_read_as_padded_ones_are() -> None:
     lengths, rows = torch.tensor([5, 1, 9, 3]), torch.tensor([1, -1, 1, 0])
     padded = torch.randint(61, (4, 9))
     packed = torch.cat([row[:n] for row, n in zip(padded, lengths.tolist(), strict=True)])
-    x, after = model.prefill(model.embed(padded), saved, lengths, rows)
-    y, also = model.prefill(model.embed(packed[None]), saved, lengths, rows, lengths.cumsum(0) - lengths)
+    x, after = model.prefill(model.embed(padded), saved, Layout(rows, lengths))
+    y, also = model.prefill(model.embed(packed[None]), saved, Layout(rows, lengths, lengths.cumsum(0) - lengths))
     expected = torch.cat([row[:n] for row, n in zip(x, lengths.tolist(), strict=True)])
     torch.testing.assert_close(y[0], expected, rtol=1e-5, atol=1e-5)
     assert_states_close(also, after)
@@ -196,7 +196,7 @@ def test_gradients_reach_every_parameter_and_checkpointing_does_not_change_them(
     for checkpointing in (False, True):
         model.gradient_checkpointing = checkpointing
         model.zero_grad()
-        x, _ = model(embeds, lengths=torch.tensor([11, 6]))
+        x, _ = model(embeds, layout=Layout(lengths=torch.tensor([11, 6])))
         model.logits(x[:, :6]).logsumexp(-1).sum().backward()
         found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
         assert found.keys() == dict(model.named_parameters()).keys()

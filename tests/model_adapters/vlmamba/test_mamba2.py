@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vlmamba_eval.model_adapters.vlmamba.mamba2 import Mamba2Mixer
+from vlmamba_eval.model_adapters.vlmamba.scan import Layout
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one group", "two groups"])
@@ -46,7 +47,7 @@ def test_a_block_continues_and_steps_as_transformers_does(pair: tuple[Mamba2Mixe
     prefix, more = torch.randn(1, 21, 32), torch.randn(3, 9, 32)
     lengths = torch.tensor([9, 2, 5])
     _, tail, state = ours(prefix)
-    y, tails, states = ours(more, tail, state, rows=torch.tensor([0, -1, 0]), lengths=lengths)
+    y, tails, states = ours(more, tail, state, Layout(torch.tensor([0, -1, 0]), lengths))
     last = torch.randn(3, 2, 32)
     steps = torch.stack([ours.step(last[:, t], tails, states) for t in range(2)], 1)
     for i, length in enumerate(lengths.tolist()):
@@ -59,9 +60,9 @@ def test_a_block_continues_and_steps_as_transformers_does(pair: tuple[Mamba2Mixe
 def test_packed_rows_are_read_as_padded_ones(pair: tuple[Mamba2Mixer, torch.nn.Module]):
     ours, _ = pair
     more, lengths = torch.randn(3, 9, 32), torch.tensor([9, 2, 5])
-    y, tails, states = ours(more, lengths=lengths)
+    y, tails, states = ours(more, layout=Layout(lengths=lengths))
     packed = torch.cat([more[i, :length] for i, length in enumerate(lengths)])[None]
-    found, found_tails, found_states = ours(packed, lengths=lengths, starts=torch.tensor([0, 9, 11]))
+    found, found_tails, found_states = ours(packed, layout=Layout(None, lengths, torch.tensor([0, 9, 11])))
     assert torch.equal(found_tails, tails)
     assert torch.allclose(found_states, states, atol=1e-6)
     assert torch.allclose(found[0, 9:11], y[1, :2], atol=1e-6)

@@ -10,10 +10,12 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from vlmamba_eval.model_adapters.vlmamba.scan import Layout
+
 
 @dataclass(frozen=True)
 class Case:
-    """`inputs` are the differentiable ones by name; `rows` and `lengths` as `selective_scan` takes them."""
+    """`inputs` are the differentiable ones by name; `rows` and `lengths` are its layout."""
 
     inputs: dict[str, Tensor]
     rows: Tensor | None
@@ -28,7 +30,7 @@ class Case:
         return self.inputs["x"].shape[1]
 
     def arguments(self) -> dict[str, Any]:
-        return {**self.inputs, "rows": self.rows, "lengths": self.lengths}
+        return {**self.inputs, "layout": Layout(self.rows, self.lengths)}
 
     def to(self, dtype: torch.dtype) -> Case:
         return replace(self, inputs={name: t.detach().to(dtype) for name, t in self.inputs.items()})

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tests.model_adapters.vlmamba.scan.cases import Case, convolutions, error, positive, scans, sizes
 from vlmamba_eval.model_adapters.vlmamba import scan
-from vlmamba_eval.model_adapters.vlmamba.scan import autograd, eager, mamba_ssm, reference
+from vlmamba_eval.model_adapters.vlmamba.scan import Layout, autograd, eager, mamba_ssm, reference
 from vlmamba_eval.types import UsageError
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -262,7 +262,7 @@ def test_rows_forked_from_one_state_equal_copies_of_it(backend: str):
     A, D, states = -torch.rand(4, 40, generator=g), torch.randn(40, generator=g), torch.randn(2, 4, 40, generator=g)
     rows = torch.tensor([1, 1, -1, 0, 1])
     copies = torch.stack([states[1], states[1], torch.zeros(4, 40), states[0], states[1]])
-    forked = scan.selective_scan(x, dt, A, B, C, D, state=states, rows=rows, backend=backend)
+    forked = scan.selective_scan(x, dt, A, B, C, D, state=states, layout=Layout(rows), backend=backend)
     copied = scan.selective_scan(x, dt, A, B, C, D, state=copies, backend=backend)
     assert all(torch.equal(a, b) for a, b in zip(forked, copied, strict=True))
 
@@ -291,18 +291,18 @@ def test_steps_over_static_buffers_equal_one_scan(backend: str):
     weight, bias = torch.randn(d, 4, generator=g), torch.randn(d, generator=g)
     state, tail = torch.randn(b, n, d, generator=g), torch.randn(b, 3, d, generator=g)
     lengths = torch.tensor([length, 2, length])
-    u, last_tail = scan.causal_conv(x, weight, bias, tail=tail, lengths=lengths, backend=backend)
-    y, last = scan.selective_scan(u, dt, A, B, C, D, z, state=state, lengths=lengths, backend=backend)
+    u, last_tail = scan.causal_conv(x, weight, bias, tail=tail, layout=Layout(lengths=lengths), backend=backend)
+    y, last = scan.selective_scan(u, dt, A, B, C, D, z, state=state, layout=Layout(lengths=lengths), backend=backend)
 
     home, tail_home = state.clone(), tail.clone()
     for t in range(length):
         now = slice(t, t + 1)
-        left = (lengths - t).clamp(0, 1)
+        left = Layout(lengths=(lengths - t).clamp(0, 1))
         u, _ = scan.causal_conv_step(
-            x[:, now], weight, bias, tail=tail_home, lengths=left, out=tail_home, backend=backend
+            x[:, now], weight, bias, tail=tail_home, layout=left, out=tail_home, backend=backend
         )
         step, _ = scan.selective_step(
-            u, dt[:, now], A, B[:, now], C[:, now], D, z[:, now], state=home, lengths=left, out=home, backend=backend
+            u, dt[:, now], A, B[:, now], C[:, now], D, z[:, now], state=home, layout=left, out=home, backend=backend
         )
         assert error(step, y[:, now]) < 1e-6
     assert error(home, last) < 1e-6
@@ -319,7 +319,7 @@ def packed(case: Case) -> tuple[dict[str, Any], Tensor]:
     valid = case.valid()
     tokens = {name: t[valid][None] for name, t in case.inputs.items() if name in ("x", "dt", "B", "C", "z")}
     lengths = valid.sum(1)
-    return {**case.arguments(), **tokens, "lengths": lengths, "starts": lengths.cumsum(0) - lengths}, valid
+    return {**case.arguments(), **tokens, "layout": Layout(case.rows, lengths, lengths.cumsum(0) - lengths)}, valid
 
 
 @pytest.mark.skipif(INTERPRETED, reason="not the Triton backend's")
@@ -343,7 +343,7 @@ def test_a_backend_without_packed_rows_says_which_one_takes_them():
     with pytest.raises(UsageError, match="the eager scan backend takes padded rows, not packed ones: take numba"):
         scan.selective_scan(**arguments, backend="eager")
     with pytest.raises(ValueError, match="packed rows are"):
-        scan.selective_scan(**{**arguments, "lengths": None}, backend="numba")
+        scan.selective_scan(**{**arguments, "layout": replace(arguments["layout"], lengths=None)}, backend="numba")
 
 
 @pytest.mark.skipif(INTERPRETED, reason="eager")
@@ -443,12 +443,10 @@ def test_gradcheck_agrees():
 
     A = (-torch.rand(2, 3, generator=g, dtype=torch.float64) - 0.1).requires_grad_()
     inputs = (normal(3, 5, 3), normal(3, 5, 3), A, normal(3, 5, 2), normal(3, 5, 2), normal(3), normal(3, 5, 3))
-    rows, lengths = torch.tensor([1, -1, 1]), torch.tensor([5, 0, 3])
+    layout = Layout(torch.tensor([1, -1, 1]), torch.tensor([5, 0, 3]))
 
     def run(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, bias: Tensor, state: Tensor):
-        return scan.selective_scan(
-            x, dt, A, B, C, D, z, dt_bias=bias, state=state, rows=rows, lengths=lengths, backend="autograd"
-        )
+        return scan.selective_scan(x, dt, A, B, C, D, z, dt_bias=bias, state=state, layout=layout, backend="autograd")
 
     assert torch.autograd.gradcheck(run, (*inputs, normal(3), normal(2, 2, 3)))
 
@@ -574,8 +572,8 @@ def test_a_gpu_backend_says_what_it_needs(monkeypatch: pytest.MonkeyPatch, backe
         ({"A": torch.zeros(6, 4)}, r"A must have the shape \[any, 6\], not \[6, 4\]"),
         ({"state": torch.zeros(3, 4, 6)}, "3 states for 2 rows"),
         ({"state": torch.zeros(2, 6, 4)}, r"state must have the shape \[any, 4, 6\]"),
-        ({"rows": torch.zeros(2, dtype=torch.long)}, "there is no state"),
-        ({"lengths": torch.zeros(3, dtype=torch.long)}, r"lengths must have the shape \[2\]"),
+        ({"layout": Layout(torch.zeros(2, dtype=torch.long))}, "there is no state"),
+        ({"layout": Layout(lengths=torch.zeros(3, dtype=torch.long))}, r"lengths must have the shape \[2\]"),
     ],
 )
 def test_wrong_shapes_are_named(change: dict[str, Tensor], message: str):
@@ -585,11 +583,11 @@ def test_wrong_shapes_are_named(change: dict[str, Tensor], message: str):
 
 def test_a_step_takes_one_token_and_never_writes_over_a_state_that_others_read():
     case = _small(torch.float32)
-    with pytest.raises(ValueError, match="one token a row, not 5"):
+    with pytest.raises(ValueError, match="one token per row, not 5"):
         scan.selective_step(**case.arguments())
     one = case.tokens(0, 1)
     states = torch.zeros(2, 4, 6)
-    arguments = {**one.arguments(), "state": states, "rows": torch.tensor([0, 0])}
+    arguments = {**one.arguments(), "state": states, "layout": Layout(torch.tensor([0, 0]))}
     with pytest.raises(ValueError, match="another row may still read"):
         scan.selective_step(**arguments, out=states)
     shared = torch.zeros(1, 4, 6)

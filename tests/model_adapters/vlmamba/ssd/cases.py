@@ -9,6 +9,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from vlmamba_eval.model_adapters.vlmamba.scan import Layout
+
 PER_TOKEN = ("x", "dt", "B", "C")
 
 
@@ -30,7 +32,7 @@ class Case:
         return self.inputs["x"].shape[1]
 
     def arguments(self) -> dict[str, Any]:
-        return {**self.inputs, "rows": self.rows, "lengths": self.lengths, "dt_limit": self.limit}
+        return {**self.inputs, "layout": Layout(self.rows, self.lengths), "dt_limit": self.limit}
 
     def to(self, dtype: torch.dtype) -> Case:
         return replace(self, inputs={name: t.detach().to(dtype) for name, t in self.inputs.items()})

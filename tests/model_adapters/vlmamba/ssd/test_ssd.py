@@ -18,6 +18,7 @@ from torch import Tensor
 from tests.model_adapters.vlmamba.scan.cases import error, sizes
 from tests.model_adapters.vlmamba.ssd.cases import PER_TOKEN, Case, duals, positive
 from vlmamba_eval.model_adapters.vlmamba import ssd
+from vlmamba_eval.model_adapters.vlmamba.scan import Layout
 from vlmamba_eval.types import UsageError
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -42,7 +43,7 @@ def one_thread():
 
 
 def run(case: Case, backend: str, **more: Any) -> tuple[Tensor, Tensor]:
-    return ssd.state_space_dual(**case.arguments(), backend=backend, **more)
+    return ssd.state_space_dual(**(case.arguments() | more), backend=backend)
 
 
 # =============================================================================
@@ -106,7 +107,7 @@ def test_gradients_of_the_chunked_form_are_those_of_the_recurrence(case: Case):
     for backend in ("reference", "chunked"):
         leaves = {n: t.detach().clone().requires_grad_() for n, t in case.inputs.items()}
         y, state = ssd.state_space_dual(
-            **leaves, rows=case.rows, lengths=case.lengths, dt_limit=case.limit, backend=backend
+            **leaves, layout=Layout(case.rows, case.lengths), dt_limit=case.limit, backend=backend
         )
         loss = (y * y).sum() + (state * state).sum()
         gradients.append(torch.autograd.grad(loss, list(leaves.values()), allow_unused=True))
@@ -195,7 +196,7 @@ def test_packed_rows_equal_padded_ones(backend: str, case: Case, order: Any):
         for name in PER_TOKEN:
             packed[name].append(case.inputs[name][i : i + 1, : lengths[i]])
     inputs = {**case.inputs, **{n: torch.cat(t, 1) for n, t in packed.items()}}
-    found_y, found_state = run(replace(case, inputs=inputs, lengths=lengths), backend, starts=starts)
+    found_y, found_state = run(replace(case, inputs=inputs), backend, layout=Layout(case.rows, lengths, starts))
     assert torch.allclose(found_state, state, rtol=1e-5, atol=1e-5)
     for i in range(case.b):
         row = found_y[0, starts[i] : starts[i] + lengths[i]]
@@ -215,7 +216,7 @@ def test_steps_in_place_equal_the_scan(backend: str, case: Case):
         now = case.tokens(t, t + 1)
         inputs = {k: v for k, v in now.inputs.items() if k != "state"}
         found, out = ssd.state_space_dual_step(
-            **inputs, state=state, out=state, lengths=now.lengths, dt_limit=case.limit, backend=backend
+            **inputs, state=state, out=state, layout=Layout(lengths=now.lengths), dt_limit=case.limit, backend=backend
         )
         assert out is state
         assert torch.allclose(found[:, 0], y[:, t], rtol=1e-4, atol=1e-4)
@@ -239,9 +240,9 @@ def test_wrong_shapes_are_named():
     with pytest.raises(UsageError, match="there are reference, chunked, triton"):
         ssd.state_space_dual(x, dt, A, B, B, backend="fast")
     state = torch.zeros(2, 4, 8, 16)
-    with pytest.raises(ValueError, match="with `rows`, out must not be the states"):
+    with pytest.raises(ValueError, match="with `sources`, out must not be the states"):
         ssd.state_space_dual_step(
-            x[:, :1], dt[:, :1], A, B[:, :1], B[:, :1], state=state, out=state, rows=torch.tensor([0, 0])
+            x[:, :1], dt[:, :1], A, B[:, :1], B[:, :1], state=state, out=state, layout=Layout(torch.tensor([0, 0]))
         )
 
 
