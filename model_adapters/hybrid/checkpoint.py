@@ -11,23 +11,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from vlmamba_eval.model_adapters.shared import configuration
+from vlmamba_eval.model_adapters.shared.configuration import whole_number
 from vlmamba_eval.model_adapters.shared.published import fetch
 from vlmamba_eval.model_adapters.vlmamba.checkpoint import check_shapes, weight_files
-from vlmamba_eval.strict_json import parse_json
 from vlmamba_eval.types import ModelError, UsageError
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """A JSON object from a file; `ModelError` says what was expected there."""
-    try:
-        data = parse_json(path.read_text(encoding="utf-8"), constants=True)
-    except FileNotFoundError:
-        raise ModelError(f"{path} is missing: expected {what}") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: expected {what} in JSON, found: {error}") from error
-    if not isinstance(data, dict):
-        raise ModelError(f"{path}: expected {what}, a JSON object, found {type(data).__name__}")
-    return data
+    if not path.exists():
+        raise ModelError(f"{path} is missing: expected {what}")
+    return configuration.read_json(path)
 
 
 _FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
@@ -76,6 +71,10 @@ class Facts:
             names = kind.__name__ if isinstance(kind, type) else " or ".join(k.__name__ for k in kind)
             raise ModelError(f"{self._where}: expected {key} to be of type {names}, found {value!r:.60}")
         return value
+
+    def size(self, key: str, high: int = 2**20) -> int:
+        """A whole number from 1 to `high`: memory is taken by it."""
+        return whole_number(self._data, key, self._where, high=high)
 
     def expect(self, key: str, *allowed: Any, default: Any = None) -> Any:
         """A value that this code knows only so. What is not there has its `default`; without one it must be there."""

@@ -80,7 +80,7 @@ def config_of_published(data: dict[str, object], where: str) -> MMMambaConfig:
     for part in (embedding, llm):
         part.expect("hidden_act", "silu", default="silu")
     keys = ("hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
-    sizes = [embedding.get(key, int) for key in keys]
+    sizes = [embedding.size(key) for key in keys]
     for key, size in zip(keys, sizes, strict=True):
         llm.expect(key, size)
     for key in ("rms_norm_eps", "rope_theta"):
@@ -90,12 +90,12 @@ def config_of_published(data: dict[str, object], where: str) -> MMMambaConfig:
         blocks = part.get("layers_block_type", list)
         part.expect("num_hidden_layers", len(blocks))
         kinds += blocks
-    vocab_size = llm.get("vocab_size", int)
+    vocab_size = llm.size("vocab_size", 2**24)
     embedding.expect("llm_vocab_size", vocab_size, default=vocab_size)
-    image_size = embedding.get("image_size", int)
+    image_size = embedding.size("image_size", 2**14)
     facts.expect("force_image_size", image_size, None)
     facts.check("an mmMamba")
-    unknown = sorted(set(kinds) - {"mamba2", "mha"})
+    unknown = [kind for kind in kinds if kind not in ("mamba2", "mha")]
     if unknown:
         facts.expect("layers_block_type", "mamba2", "mha", default=unknown[0])
         facts.check("an mmMamba")
@@ -105,7 +105,7 @@ def config_of_published(data: dict[str, object], where: str) -> MMMambaConfig:
         layers=cast("tuple[Literal['mamba2', 'mha'], ...]", tuple(kinds)),
         vocab_size=vocab_size,
         image_size=image_size,
-        patch_size=embedding.get("patch_size", int),
+        patch_size=embedding.size("patch_size", 2**14),
         norm_eps=float(embedding.get("rms_norm_eps", (int, float))),
         rope_theta=float(embedding.get("rope_theta", (int, float))),
         image_token=embedding.get("img_context_token_id", int),

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlmamba_eval.strict_json import parse_json
 from vlmamba_eval.types import ModelError
 
+from .configuration import read_json
 from .fingerprint import of_files
 
 # Whatever is not transformers' own format; pickled weights are fetched only if there are no others.
@@ -63,15 +63,9 @@ def _fetch(model: str) -> Path:
 
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
-    try:
-        config = parse_json(path.read_text(encoding="utf-8"), constants=True)
-    except OSError as error:
-        raise ModelError(f"{path}: expected the configuration of a transformers checkpoint, found: {error}") from None
-    except ValueError as error:
-        raise ModelError(f"{path}: is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ModelError(f"{path}: expected an object, found {type(config).__name__}")
-    return config
+    if not path.exists():
+        raise ModelError(f"{path} is missing: expected the configuration of a transformers checkpoint")
+    return read_json(path)
 
 
 def _weights(folder: Path) -> list[Path]:

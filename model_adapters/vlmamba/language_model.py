@@ -413,7 +413,9 @@ def config_from_published(data: dict[str, Any], where: str) -> LanguageModelConf
         raise ModelError(
             f"{where}: expected the configuration of a Mamba-1 language model, {missing} is missing"
         ) from None
-    wrong = [f"{key} = {data[key]!r} (expected {want!r})" for key, want in plain.items() if data.get(key, want) != want]
+    wrong = [
+        f"{key} = {data[key]!r:.80} (expected {want!r})" for key, want in plain.items() if data.get(key, want) != want
+    ]
     if rank not in ("auto", found.dt_rank):
         wrong.append(f"dt_rank = {rank!r} (expected {found.dt_rank})")
     if inner != found.d_inner:

@@ -174,6 +174,10 @@ def is_published(data: dict[str, Any]) -> bool:
     return data.get("model_type") == "mamba2" or (isinstance(ssm, dict) and ssm.get("layer") == "Mamba2")
 
 
+# JSON has no infinity: it is written as a name, or as a text.
+_NO_LIMIT = [[low, high] for low in ("0", "0.0") for high in ("inf", "Infinity")]
+
+
 def config_from_published(data: dict[str, Any], where: str) -> Mamba2LanguageModelConfig:
     """Read such a `config.json`. `ModelError` names what is missing or of another kind."""
     try:
@@ -219,10 +223,14 @@ def config_from_published(data: dict[str, Any], where: str) -> Mamba2LanguageMod
         ) from None
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from None
+    except (TypeError, AttributeError):  # sizes are multiplied before each is looked at
+        raise ModelError(f"{where}: a size of the Mamba-2 language model is not a whole number") from None
     check_fields(found, where)
-    wrong = [f"{key} = {data[key]!r} (expected {want!r})" for key, want in plain.items() if data.get(key, want) != want]
-    if limit is not None and (len(limit) != 2 or float(limit[0]) != 0 or float(limit[1]) != float("inf")):
-        wrong.append(f"time_step_limit = {limit!r} (expected none)")
+    wrong = [
+        f"{key} = {data[key]!r:.80} (expected {want!r})" for key, want in plain.items() if data.get(key, want) != want
+    ]
+    if limit is not None and (not isinstance(limit, list | tuple) or [str(end) for end in limit] not in _NO_LIMIT):
+        wrong.append(f"time_step_limit = {limit!r:.80} (expected none)")
     if wrong:
         raise ModelError(f"{where}: not a Mamba-2 language model of the published kind: {', '.join(wrong)}")
     return found

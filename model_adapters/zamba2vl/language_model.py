@@ -68,7 +68,7 @@ def config_of_published(data: dict[str, Any], where: str) -> Zamba2Config:
     try:
         full = Theirs(**{key: value for key, value in data.items() if key != "model_type"}).to_dict()
     except Exception as error:
-        raise ModelError(f"{where}: transformers cannot read this Zamba2 configuration: {error}") from error
+        raise ModelError(f"{where}: transformers cannot read this Zamba2 configuration: {str(error)[:300]}") from error
     facts = Facts(full, where)
     facts.expect("use_conv_bias", True)
     facts.expect("add_bias_linear", False)
@@ -77,31 +77,31 @@ def config_of_published(data: dict[str, Any], where: str) -> Zamba2Config:
     facts.expect("tie_word_embeddings", True)
     kinds = facts.get("layers_block_type", list)
     facts.expect("num_hidden_layers", len(kinds))
-    hidden, expand, heads = (facts.get(key, int) for key in ("hidden_size", "mamba_expand", "n_mamba_heads"))
-    unknown = sorted(set(kinds) - {"linear_attention", "mamba", "hybrid"})
+    hidden, expand, heads = (facts.size(key) for key in ("hidden_size", "mamba_expand", "n_mamba_heads"))
+    unknown = [kind for kind in kinds if kind not in ("linear_attention", "mamba", "hybrid")]
     if unknown:
-        raise ModelError(f"{where}: layers_block_type names {unknown[0]!r}; known are mamba and hybrid")
+        raise ModelError(f"{where}: layers_block_type names {unknown[0]!r:.80}; known are mamba and hybrid")
     facts.check("a Zamba2 language model")
     rope = facts.get("rope_parameters", dict) if full["use_mem_rope"] else None
     if rope is not None and rope.get("rope_type", "default") != "default":
-        raise ModelError(f"{where}: rope_type = {rope['rope_type']!r} (expected 'default')")
+        raise ModelError(f"{where}: rope_type = {rope['rope_type']!r:.80} (expected 'default')")
     return Zamba2Config(
-        vocab_size=facts.get("vocab_size", int),
+        vocab_size=facts.size("vocab_size", 2**24),
         hidden_size=hidden,
         n_layer=len(kinds),
         shared_at=tuple(i for i, kind in enumerate(kinds) if kind == "hybrid"),
-        shared_blocks=facts.get("num_mem_blocks", int),
-        intermediate_size=facts.get("intermediate_size", int),
-        heads=facts.get("num_attention_heads", int),
-        kv_heads=facts.get("num_key_value_heads", int),
-        adapter_rank=facts.get("adapter_rank", int),
+        shared_blocks=facts.size("num_mem_blocks"),
+        intermediate_size=facts.size("intermediate_size"),
+        heads=facts.size("num_attention_heads"),
+        kv_heads=facts.size("num_key_value_heads"),
+        adapter_rank=facts.size("adapter_rank"),
         attention_adapters=facts.get("use_shared_attention_adapter", bool),
-        rope_theta=None if rope is None else float(rope["rope_theta"]),
-        d_state=facts.get("mamba_d_state", int),
-        d_conv=facts.get("mamba_d_conv", int),
+        rope_theta=None if rope is None else float(Facts(rope, where).get("rope_theta", (int, float))),
+        d_state=facts.size("mamba_d_state"),
+        d_conv=facts.size("mamba_d_conv"),
         expand=expand,
         headdim=expand * hidden // heads,
-        ngroups=facts.get("mamba_ngroups", int),
+        ngroups=facts.size("mamba_ngroups"),
         norm_eps=float(facts.get("rms_norm_eps", float)),
     )
 

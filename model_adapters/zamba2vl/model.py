@@ -52,7 +52,7 @@ def config_of_published(data: dict[str, Any], where: str) -> Zamba2VLConfig:
     try:
         vision = Qwen2_5_VLVisionConfig(**{key: value for key, value in given.items() if key != "model_type"})
     except Exception as error:
-        raise ModelError(f"{where}: transformers cannot read this vision_config: {error}") from error
+        raise ModelError(f"{where}: transformers cannot read this vision_config: {str(error)[:300]}") from error
     return Zamba2VLConfig(text, vision, image_token)
 
 
