@@ -23,7 +23,7 @@ def check_architecture(checkpoint: HubCheckpoint) -> None:
     import transformers
     from transformers.models.auto import modeling_auto
 
-    kind = checkpoint.config.get("model_type")
+    kind = checkpoint.config["model_type"]
     if kind in getattr(modeling_auto, _IMAGE_MODELS):
         return
     if "auto_map" in checkpoint.config:

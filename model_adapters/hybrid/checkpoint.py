@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 
 from vlmamba_eval.model_adapters.shared import configuration
 from vlmamba_eval.model_adapters.shared.configuration import whole_number
-from vlmamba_eval.model_adapters.shared.published import fetch
+from vlmamba_eval.model_adapters.shared.published import check_floats, fetch, open_tensors
 from vlmamba_eval.model_adapters.vlmamba.checkpoint import check_shapes, weight_files
 from vlmamba_eval.types import ModelError, UsageError
 
@@ -104,17 +104,15 @@ def load_into(
     """
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     with contextlib.ExitStack() as files:
-        sources: dict[str, list[tuple[Any, str]]] = {}
-        for path in weight_files(folder):
-            try:
-                file = files.enter_context(safe_open(path, framework="pt"))
-            except (OSError, SafetensorError) as error:
-                raise ModelError(f"{path}: expected a safetensors file, found: {error}") from error
-            for published in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
-                if (name := name_of(published)) is not None:
-                    sources.setdefault(name, []).append((file, published))
+        sources: dict[str, list[tuple[safe_open, str]]] = {}
+        used = {}
+        for published, file in open_tensors(weight_files(folder), files).items():
+            if (name := name_of(published)) is not None:
+                sources.setdefault(name, []).append((file, published))
+                used[published] = file
         found = {name: tuple(copies[0][0].get_slice(copies[0][1]).get_shape()) for name, copies in sources.items()}
         check_shapes(found, expected, str(folder))
+        check_floats(used, str(folder))
         parameters = {}
         for name, ((file, published), *copies) in sources.items():
             tensor = file.get_tensor(published)

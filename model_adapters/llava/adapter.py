@@ -66,10 +66,16 @@ def load(model: str, options: Options) -> PrefixAdapter:
     import transformers
 
     kind = {"llava": "LlavaForConditionalGeneration", "llava_next": "LlavaNextForConditionalGeneration"}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
     processor = None
-    if checkpoint.config["model_type"] == "llava_next":
-        processor = transformers.AutoProcessor.from_pretrained(checkpoint.folder, local_files_only=True, backend="pil")
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
+        if checkpoint.config["model_type"] == "llava_next":
+            processor = transformers.AutoProcessor.from_pretrained(
+                checkpoint.folder, local_files_only=True, backend="pil"
+            )
+    except Exception as error:  # damaged files make it fail in any way
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ModelError(f"{checkpoint.folder}: its tokenizer or processor cannot be made: {reason:.300}") from error
     loaded = load_model(getattr(transformers, kind[checkpoint.config["model_type"]]), checkpoint, device, dtype)
     return adapter_of(
         loaded,

@@ -8,22 +8,26 @@ from typing import Any
 
 from vlmamba_eval.types import ModelError
 
-from .configuration import read_json
+from .configuration import read_json, shorten, whole_number
 from .fingerprint import of_files
+from .published import check_file, weight_files
 
 # Whatever is not transformers' own format; pickled weights are fetched only if there are no others.
 _UNWANTED = ["*.gguf", "*.onnx", "*.msgpack", "*.h5", "*.ot", "*.pth", "original/*", "consolidated*", "*.md"]
+# transformers makes a module for each before it looks at the weights.
+_DEPTHS = {"num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth", "encoder_layers", "num_experts"}
 _PICKLED = ["*.bin", "*.pt"]
 
 
 @dataclass(frozen=True, slots=True)
 class HubCheckpoint:
-    """`weights` identifies the parameters: a hash of the files, or the repository's commit."""
+    """`weights` identifies the parameters in `files`: their hash, or the repository's commit."""
 
     name: str
     folder: Path
     config: dict[str, Any]
     weights: str
+    files: list[Path]
 
 
 def find_checkpoint(model: str) -> HubCheckpoint:
@@ -31,14 +35,13 @@ def find_checkpoint(model: str) -> HubCheckpoint:
     folder = Path(model)
     if folder.is_dir():
         config = _config(folder)
-        weights = of_files(_weights(folder), folder / "fingerprint.json")
-        return HubCheckpoint(folder.resolve().name, folder, config, weights)
+        files = _weights(folder)
+        return HubCheckpoint(folder.resolve().name, folder, config, of_files(files, folder / "fingerprint.json"), files)
     if folder.is_absolute() or model.count("/") != 1:
         raise ModelError(f"{model}: no such folder, and not the id of a repository on the hub (OWNER/NAME).")
     folder = _fetch(model)
     config = _config(folder)
-    _weights(folder)
-    return HubCheckpoint(model.partition("/")[2], folder, config, f"hub:{model}@{folder.name}")
+    return HubCheckpoint(model.partition("/")[2], folder, config, f"hub:{model}@{folder.name}", _weights(folder))
 
 
 def _fetch(model: str) -> Path:
@@ -65,11 +68,27 @@ def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.exists():
         raise ModelError(f"{path} is missing: expected the configuration of a transformers checkpoint")
-    return read_json(path)
+    config = read_json(path)
+    if not isinstance(kind := config.get("model_type"), str):
+        raise ModelError(f"{path}: expected model_type to be the name of a model, found {shorten(kind)}")
+    for part in ("text_config", "vision_config"):
+        if not isinstance(found := config.get(part, {}), dict):
+            raise ModelError(f"{path}: expected {part} to be an object, found {shorten(found)}")
+    for where, data in ((path, config), *((f"{path}: {key}", value) for key, value in config.items())):
+        for key in _DEPTHS & set(data if isinstance(data, dict) else ()):
+            whole_number(data, key, str(where), low=0, high=2**12)
+    return config
 
 
 def _weights(folder: Path) -> list[Path]:
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    if not files:
-        raise ModelError(f"{folder}: holds no weights (*.safetensors or pytorch_model*.bin)")
+    """The files that transformers will read."""
+    single = folder / "model.safetensors"
+    files = [single] if single.is_file() else weight_files(folder)
+    for path in files:
+        check_file(path)
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(
+            f"{folder}: holds a LoRA adapter beside the model; transformers would add it if peft is installed. Merge "
+            "it (peft: `merge_and_unload()`, then `save_pretrained`), or move adapter_config.json away"
+        )
     return files

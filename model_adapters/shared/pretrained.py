@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers import GenerationConfig
 from vlmamba_eval.types import ModelError
 
 from .hub_checkpoint import HubCheckpoint
+from .published import check_floats, open_tensors
 
 
 def load_model(auto: Any, checkpoint: HubCheckpoint, device: torch.device, dtype: torch.dtype) -> Any:
@@ -19,14 +21,18 @@ def load_model(auto: Any, checkpoint: HubCheckpoint, device: torch.device, dtype
     Its own generation settings are replaced by plain greedy decoding: repetition penalties and the like would make
     answers that no other harness compares with.
     """
+    _check_files(checkpoint)
     try:
+        _check_size(auto, checkpoint)
         model, report = auto.from_pretrained(
             checkpoint.folder, dtype=dtype, output_loading_info=True, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, AttributeError, TypeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a configuration and files can make it fail in any way
+        if isinstance(error, ModelError):
             raise
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()) or type(error).__name__
         language = checkpoint.config.get("text_config", {}).get("model_type")
         if language in ("mamba", "falcon_mamba"):
             reason += (
@@ -47,6 +53,29 @@ def load_model(auto: Any, checkpoint: HubCheckpoint, device: torch.device, dtype
     except torch.OutOfMemoryError as error:
         raise ModelError(f"{checkpoint.name} does not fit the memory of {device} in {dtype}: {error}") from error
     return model
+
+
+def _check_files(checkpoint: HubCheckpoint) -> None:
+    """`ModelError` for a damaged file, for a name that comes twice, and for whole numbers that nobody quantised."""
+    if any(path.suffix != ".safetensors" for path in checkpoint.files):
+        return  # transformers opens those, with weights_only
+    with ExitStack() as files:
+        found = open_tensors(checkpoint.files, files)
+        if not checkpoint.config.get("quantization_config"):
+            check_floats(found, str(checkpoint.folder))
+
+
+def _check_size(auto: Any, checkpoint: HubCheckpoint) -> None:
+    """`ModelError` if a configuration asks for far more than the files hold: what is missing would be drawn first."""
+    config = transformers.AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        model = auto.from_config(config) if hasattr(auto, "from_config") else auto(config)
+    wanted = sum(parameter.numel() for parameter in model.parameters())
+    held = sum(path.stat().st_size for path in checkpoint.files)
+    if wanted > 16 * held:  # a parameter takes at least half a byte, and one matrix may be tied to another
+        raise ModelError(
+            f"{checkpoint.folder}: its configuration asks for {wanted:,} parameters, its files hold {held:,} bytes"
+        )
 
 
 def output_head(model: Any) -> Any:

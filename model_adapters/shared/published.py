@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -87,8 +87,7 @@ def tensors(paths: list[Path], files: ExitStack) -> Iterator[tuple[str, Tensor]]
         for name, tensor in opened:
             name = _bare(name)
             if name in seen:
-                twice = "" if seen[name] == path else f" and in {seen[name].name}"
-                raise ModelError(f"{path}: the parameter {name} is here{twice} twice; copy the files again")
+                raise _twice(name, path, seen[name])
             seen[name] = path
             yield name, tensor
 
@@ -103,11 +102,7 @@ def _bare(name: str) -> str:
 def check_float(name: str, tensor: Tensor, where: str) -> None:
     """`ModelError` unless a parameter is stored as floating point numbers."""
     if tensor.dtype not in _FLOATS:
-        kind = str(tensor.dtype).removeprefix("torch.")
-        raise ModelError(
-            f"{where}: the parameter {name} is stored as {kind}, expected floating point numbers; quantised weights "
-            "can't be read"
-        )
+        raise _no_float(name, str(tensor.dtype).removeprefix("torch."), where)
 
 
 def check_file(path: Path) -> None:
@@ -122,14 +117,47 @@ def check_file(path: Path) -> None:
         raise ModelError(f"{path}: expected a file of weights, found an empty file")
 
 
+def open_tensors(paths: Sequence[Path], files: ExitStack) -> dict[str, safe_open]:
+    """Name -> the safetensors file that holds it, mapped for as long as `files` is open.
+
+    Raises `ModelError` for what is no such file, and for a name that comes twice.
+    """
+    found: dict[str, safe_open] = {}
+    holder: dict[str, Path] = {}
+    for path in paths:
+        check_file(path)
+        try:
+            file = files.enter_context(safe_open(path, framework="pt"))
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{path}: expected a safetensors file, found: {error}; copy it again") from None
+        for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
+            if name in found:
+                raise _twice(name, path, holder[name])
+            found[name], holder[name] = file, path
+    return found
+
+
+def check_floats(tensors: Mapping[str, safe_open], where: str) -> None:
+    """`ModelError` unless all parameters in open files are stored as floating point numbers."""
+    for name, file in tensors.items():
+        if (stored := file.get_slice(name).get_dtype()) not in ("F64", "F32", "F16", "BF16"):
+            raise _no_float(name, stored, where)
+
+
+def _twice(name: str, path: Path, other: Path) -> ModelError:
+    also = "" if other == path else f" and in {other.name}"
+    return ModelError(f"{path}: the parameter {name} is here{also} twice; copy the files again")
+
+
+def _no_float(name: str, kind: str, where: str) -> ModelError:
+    return ModelError(
+        f"{where}: the parameter {name} is stored as {kind}, expected floating point numbers; quantised weights can't "
+        "be read"
+    )
+
+
 def _safetensors(path: Path, files: ExitStack) -> Iterator[tuple[str, Tensor]]:
-    check_file(path)
-    try:
-        file = files.enter_context(safe_open(path, framework="pt"))
-        names = list(file.keys())
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path}: expected a safetensors file, found: {error}; copy it again") from None
-    for name in names:
+    for name, file in open_tensors([path], files).items():
         yield name, file.get_tensor(name)
 
 

@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vlmamba_eval.model_adapters.shared.fingerprint import of_files
-from vlmamba_eval.model_adapters.shared.published import check_file, shards
+from vlmamba_eval.model_adapters.shared.published import check_file, check_floats, open_tensors, shards
 from vlmamba_eval.types import ModelError
 
 from .config import MODEL_TYPE, ModelConfig, load_config, to_dict
@@ -98,32 +97,12 @@ def load(
     tokenizer = load_tokenizer(folder / "tokenizer.json", config)
     model = empty_model(config, dtype)
     with contextlib.ExitStack() as files:
-        tensors = _open(folder, files)
-        slices = {name: file.get_slice(name) for name, file in tensors.items()}
-        check_parameters({name: tuple(s.get_shape()) for name, s in slices.items()}, config, str(folder), model)
-        for name, found in slices.items():
-            if found.get_dtype() not in ("F64", "F32", "F16", "BF16"):
-                raise ModelError(
-                    f"{folder}: the parameter {name} is stored as {found.get_dtype()}, expected floating point numbers"
-                )
+        tensors = open_tensors(weight_files(folder), files)
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in tensors.items()}
+        check_parameters(shapes, config, str(folder), model)
+        check_floats(tensors, str(folder))
         filled(model, ((name, file.get_tensor(name)) for name, file in tensors.items()), torch.device(device), dtype)
     return model, config, tokenizer
-
-
-def _open(folder: Path, files: contextlib.ExitStack) -> dict[str, safe_open]:
-    """Parameter name -> the open file that holds it."""
-    tensors: dict[str, safe_open] = {}
-    for path in weight_files(folder):
-        check_file(path)
-        try:
-            file = files.enter_context(safe_open(path, framework="pt"))
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"{path}: expected a safetensors file, found: {error}") from error
-        for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
-            if name in tensors:
-                raise ModelError(f"{path}: the parameter {name} is also in another file of {folder}")
-            tensors[name] = file
-    return tensors
 
 
 def weight_files(folder: Path) -> list[Path]:
