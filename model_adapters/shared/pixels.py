@@ -7,9 +7,11 @@ a table of the 256 possible values, so that they equal transformers' image proce
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    import torch
     from PIL import Image
     from torch import Tensor
 
@@ -83,8 +85,15 @@ def normalisation_table(config: PreprocessingConfig) -> Tensor:
 
 def normalise(pixels: Tensor, config: PreprocessingConfig) -> Tensor:
     """uint8 pixels [i, 3, h, w] -> what the encoder takes, float32 [i, 3, h, w], on their device."""
+
+    table, channels = _on(config, pixels.device)
+    return table[channels, pixels.long()]
+
+
+@cache
+def _on(config: PreprocessingConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The table [3, 256] and the channels' numbers [3, 1, 1] on a device; a copy each time would have the host wait."""
     import torch
 
-    table = normalisation_table(config).to(pixels.device)  # [3, 256]
-    channels = torch.arange(3, device=pixels.device)[:, None, None]
-    return table[channels, pixels.long()]
+    with torch.inference_mode(False):  # made once, for training as well
+        return normalisation_table(config).to(device), torch.arange(3, device=device)[:, None, None]

@@ -11,6 +11,7 @@ Glossary: i images; t tokens of an image, h rows by w columns of patches; c widt
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal
 
 import torch
@@ -33,6 +34,17 @@ def scan_orders(scan: Literal["bsm", "csm"], h: int, w: int) -> Tensor:
     return torch.stack([order for start in forward for order in (start, start.flip(0))])
 
 
+@cache
+def _orders(scan: Literal["bsm", "csm"], h: int, w: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """`scan_orders` on a device, and the place of each patch in each order: both int64 [q, h * w].
+
+    Kept, since a copy each time would have the host wait for the device.
+    """
+    with torch.inference_mode(False):  # made once, for training as well
+        orders = scan_orders(scan, h, w)
+        return orders.to(device), orders.argsort(dim=1).to(device)
+
+
 class VisionSelectiveScan(nn.Module):
     """VSS: scan the patches in several directions, run a Mamba block over each, put them back in place and merge."""
 
@@ -49,7 +61,7 @@ class VisionSelectiveScan(nn.Module):
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """[i, t, c] -> [i, t, c]; `grid` is (h, w) with h * w = t."""
-        orders = scan_orders(self.config.scan, *grid).to(x.device)  # [q, t]
+        orders, places = _orders(self.config.scan, *grid, x.device)  # 2 x [q, t]
         images, tokens, width = x.shape
         sequences = x[:, orders].transpose(0, 1)  # [q, i, t, c]
         if len(self.blocks) == 1:
@@ -58,8 +70,7 @@ class VisionSelectiveScan(nn.Module):
             y = torch.stack(
                 [block(sequence)[0] for block, sequence in zip(self.blocks, sequences, strict=True)]
             )  # [q, i, t, c]
-        back = orders.argsort(dim=1)[:, None, :, None].expand_as(y)
-        merged = y.gather(2, back).sum(0)  # [i, t, c]
+        merged = y.gather(2, places[:, None, :, None].expand_as(y)).sum(0)  # [i, t, c]
         return merged / len(orders) if self.config.merge == "mean" else merged
 
 

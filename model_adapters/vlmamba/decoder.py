@@ -7,11 +7,10 @@ graph. The CPU needs none of it.
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor
 
+from .captured import Captured
 from .language_model import LanguageModel, State
 
 # Batch sizes that have a graph; a step runs the smallest that holds its rows.
@@ -31,9 +30,7 @@ class Decoder:
         self.pool: State = language_model.new_state(capacity)
         device = self.pool.states[0].device
         self._ids = torch.zeros(capacity, dtype=torch.long, device=device)
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] | None = (
-            {} if graphs and device.type == "cuda" else None
-        )
+        self._step = Captured(self._eager, "decoding", wanted=graphs)
 
     def __len__(self) -> int:
         """How many rows there is room for."""
@@ -65,35 +62,12 @@ class Decoder:
     def step(self, ids: list[int]) -> list[int]:
         """Let the first len(ids) rows read one token each; returns the next token of each."""
         n = len(ids)
-        size = next((bucket for bucket in _BUCKETS if n <= bucket <= len(self)), n)
-        if self._graphs is None:
+        if self._ids.device.type != "cuda":
             return self._eager(torch.tensor(ids)).tolist()
+        size = next((bucket for bucket in _BUCKETS if n <= bucket <= len(self)), n)
         # Rows beyond the n-th step as well; nobody reads them, and a row that takes their place overwrites them.
         self._ids[:n].copy_(torch.tensor(ids))
-        if size in self._graphs:
-            graph, tokens = self._graphs[size]
-            graph.replay()
-            return tokens[:n].tolist()
-        # The first step of a size runs as it is, which also warms up what a capture must not: a capture runs nothing.
-        found = self._eager(self._ids[:size])[:n].tolist()
-        self._capture(size)
-        return found
+        return self._step(self._ids[:size])[:n].tolist()
 
     def _eager(self, ids: Tensor) -> Tensor:
-        ids = ids.to(self._ids.device)
         return self.next_tokens(self.language_model.step(ids, self.pool.view(len(ids))))
-
-    def _capture(self, size: int) -> None:
-        assert self._graphs is not None  # noqa: S101
-        graph = torch.cuda.CUDAGraph()
-        shared = next((graph.pool() for graph, _ in self._graphs.values()), None)
-        try:
-            with torch.cuda.graph(graph, pool=shared):
-                tokens = self._eager(self._ids[:size])
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            warnings.warn(f"decoding goes on without CUDA graphs, which could not be captured: {error}", stacklevel=2)
-            self._graphs = None
-            return
-        self._graphs[size] = graph, tokens

@@ -24,6 +24,7 @@ from vlmamba_eval.model_adapters.shared.memory import memory_errors
 from vlmamba_eval.model_adapters.shared.template import answer_text, render
 from vlmamba_eval.types import Generation, ImageQuestions, Likelihood, Question, StopReason
 
+from .captured import Captured
 from .config import LanguageModelConfig, TemplateConfig, TokenizerConfig
 from .decoder import Decoder
 from .language_model import LanguageModel, State
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 
 _T = TypeVar("_T")
+
+# So few images are read faster than their kernels can be launched one by one.
+_FEW = 4
 
 
 class Configured(Protocol):
@@ -135,6 +139,7 @@ class Engine:
         self.vocabulary = min(config.language_model.vocab_size, tokenizer.get_vocab_size())
         self.images_encoded = 0
         self._opening: State | None = None
+        self._read_few = Captured(self._read, "reading of few images")
         self._decoder: Decoder | None = None
 
     # =========================================================================
@@ -237,8 +242,8 @@ class Engine:
             *_, self._opening = self._prefill_ids([opening])
         read: State | None = None
         for start in range(0, len(pixels), self.limits.images):
-            embeds = self._embed_images(pixels[start : start + self.limits.images])  # [i, t, d_model]
-            _, state = self.model.language_model.prefill(embeds, self._opening)
+            stacked = self._stack(pixels[start : start + self.limits.images])  # [i, ...]
+            state = (self._read_few if len(stacked) <= _FEW else self._read)(stacked)
             if len(state) == len(pixels):
                 return state
             if read is None:
@@ -246,9 +251,18 @@ class Engine:
             read.put(start, state)
         return read
 
+    def _read(self, pixels: Tensor) -> State:
+        """The states after images [i, ...] on the device."""
+        return self.model.language_model.prefill(self.model.embed_images(pixels), self._opening)[1]
+
     def _embed_images(self, pixels: Sequence[Tensor]) -> Tensor:
+        return self.model.embed_images(self._stack(pixels))
+
+    def _stack(self, pixels: Sequence[Tensor]) -> Tensor:
+        """The images that are about to be encoded, on the device; the host does not wait for a GPU."""
         self.images_encoded += len(pixels)
-        return self.model.embed_images(torch.stack(list(pixels)).to(self.device, non_blocking=True))
+        stacked = torch.stack(list(pixels))
+        return (stacked.pin_memory() if self.device.type == "cuda" else stacked).to(self.device, non_blocking=True)
 
     def _prefill_ids(
         self, ids: Sequence[Sequence[int]], state: State | None = None, sources: Sequence[int] | None = None
@@ -296,7 +310,7 @@ class Engine:
                 last, state = self._ask(upcoming, prefixes)
                 going = self._say(upcoming, decoder.next_tokens(last).tolist())
                 if len(going) < len(upcoming):
-                    state = state.select(torch.tensor(going, dtype=torch.long, device=self.device))
+                    state = state.select(to_device(going, self.device))
                 decoder.add(len(active), state)
                 active += [upcoming[place] for place in going]
                 upcoming = next(waiting, None)

@@ -29,6 +29,7 @@ from torch.utils.checkpoint import checkpoint
 from vlmamba_eval.types import ModelError
 
 from . import mamba2
+from .add_norm import add_norm
 from .config import LanguageModelConfig, Mamba2LanguageModelConfig, check_fields
 from .linear import linear_of, pack
 from .scan import WHOLE, Layout, causal_conv, causal_conv_step, selective_scan, selective_step
@@ -51,6 +52,10 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] of any precision -> float32."""
         return F.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.eps)
+
+    def after(self, x: Tensor, y: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """The norm of x + y in `dtype`; x, float32, takes up y in place, without gradients. See `add_norm`."""
+        return add_norm(x, y, self.weight, self.eps, dtype)
 
     def reset_parameters(self) -> None:
         nn.init.ones_(self.weight)
@@ -241,7 +246,7 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The residual stream [b, l, d_model] in float32, and the mixer's tails and states."""
         y, new_tail, new_state = self.mixer(self.norm(x).to(self.mixer.dtype), tail, state, layout, gaps)
-        return _add(x, y), new_tail, new_state
+        return x + y, new_tail, new_state
 
 
 class Backbone(nn.Module):
@@ -318,11 +323,15 @@ class LanguageModel(nn.Module):
         Returns the residual stream [b, l, d_model] in float32 before the final norm, for `logits`, and the state after
         the last true token of each row. `state` is left as it was.
         """
-        x = embeds.to(torch.float32, copy=True)  # [b, l, d_model]
+        x = embeds.to(torch.float32, copy=True, memory_format=torch.contiguous_format)  # [b, l, d_model]
+        y: Tensor | None = None  # what the last block says, if the stream has not taken it up yet
         tails, states = [], []
         for i, block in enumerate(self.blocks):
             before = (None, None) if state is None else (state.tails[i], state.states[i])
-            if self.gradient_checkpointing and torch.is_grad_enabled():
+            if not torch.is_grad_enabled():
+                u = block.norm.after(x, y, block.mixer.dtype)
+                y, tail, ssm = block.mixer(u, *before, layout, gaps)
+            elif self.gradient_checkpointing:
                 x, tail, ssm = cast(
                     "tuple[Tensor, Tensor, Tensor]",
                     checkpoint(block, x, *before, layout, gaps, use_reentrant=False),
@@ -331,7 +340,7 @@ class LanguageModel(nn.Module):
                 x, tail, ssm = block(x, *before, layout, gaps)
             tails.append(tail)
             states.append(ssm)
-        return x, State(tuple(tails), tuple(states))
+        return x if y is None else x.add_(y), State(tuple(tails), tuple(states))
 
     forward = prefill
 
@@ -342,20 +351,16 @@ class LanguageModel(nn.Module):
         Returns the residual stream [b, d_model], for `logits`.
         """
         x = self.embed(ids).to(torch.float32, copy=True)  # [b, d_model]
+        y: Tensor | None = None
         for block, tail, ssm in zip(self.blocks, state.tails, state.states, strict=True):
-            x += block.mixer.step(block.norm(x).to(block.mixer.dtype), tail, ssm)
-        return x
+            y = block.mixer.step(block.norm.after(x, y, block.mixer.dtype), tail, ssm)
+        return x if y is None else x.add_(y)
 
     def logits(self, x: Tensor) -> Tensor:
         """Residual stream [..., d_model] -> logits [..., padded vocabulary] in float32."""
         weight = self.backbone.embedding.weight
         x = self.backbone.norm_f(x).to(weight.dtype)
         return (self._head(x) if self._head is not None else F.linear(x, weight)).float()
-
-
-def _add(x: Tensor, y: Tensor) -> Tensor:
-    # In place if nobody will differentiate: large temporaries cost page faults.
-    return x + y if torch.is_grad_enabled() else x.add_(y)
 
 
 def keeps_float32(name: str) -> bool:

@@ -36,6 +36,7 @@ from vlmamba_eval.model_adapters.shared.device import choose
 from vlmamba_eval.types import ImageQuestions
 
 from ..adapter import VLMambaAdapter
+from ..captured import Captured
 from ..config import PRESETS, Provenance, TokenizerConfig
 from ..decoder import Decoder
 from ..engine import Engine, Limits
@@ -155,6 +156,13 @@ def _reading(subject: Subject, results: Results, small: bool, peak: float) -> No
         tokens = rows * embeds.shape[1]
         results.add(f"prefill of {rows} images, tokens/s", tokens / seconds)
         results.add(f"prefill of {rows} images, share of the matrix rate", flops * tokens / seconds / peak)
+    for rows in (1, 2) if small else (1, 2, 4):
+        captured = Captured(lambda few: language_model.prefill(few, opening)[1], "prefill")
+        seconds = seconds_of(partial(captured, embeds[:rows].clone()), device)
+        share = flops * rows * embeds.shape[1] / seconds / peak
+        results.add(f"prefill of {rows} images as a CUDA graph, share of the matrix rate", share)
+        seconds = seconds_of(partial(subject.engine._read_few, pixels[:rows].clone()), device)
+        results.add(f"{rows} images from the pixels to the state as a CUDA graph, ms", seconds * 1000)
     _, prefixes = language_model.prefill(embeds, opening)
     for rows in (4,) if small else (64, 256):
         ids = torch.randint(PAD + 1, 200, (rows, 26), device=device)

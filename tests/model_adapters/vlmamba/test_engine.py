@@ -249,7 +249,7 @@ def test_a_device_without_memory_is_reported_and_the_engine_goes_on(
     batch = mixed_batch()
     expected = adapter(True, SMALL).generate(batch)
     engine = adapter(True, SMALL).engine
-    places: list[tuple[type, str]] = [(Engine, "_embed_images"), (Engine, "_prefill_ids"), (Decoder, "step")]
+    places: list[tuple[type, str]] = [(Engine, "_stack"), (Engine, "_prefill_ids"), (Decoder, "step")]
     for owner, method in places:
         for nth in (0, 2):
             calls = iter(range(10**6))
