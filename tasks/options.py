@@ -13,6 +13,7 @@ from vlmamba_eval.task import LETTERS
 # After `undressed`: (B) or B. at the beginning; alone; wherever one stands; and what is said in words.
 LEADING = re.compile(r"(?:\(([A-H])\)|([A-H])(?:[.):,]|$))")
 ALONE = re.compile(r"\(?([A-H])\)?[.:,]?")
+DRESSED = re.compile(r"(?:[Oo]ption|[Cc]hoice)\s+\(?([A-H])\)?\.?|[\"'“‘]([A-H])\.?[\"'”’]\.?|\(([a-h])\)\.?")
 NAMED = re.compile(r"\(([A-H])\)|(?<![\w'])([A-H])(?=[.):,](?:\s|$))")
 SAID = re.compile(
     r"(?:\b(?:correct\s+|right\s+|best\s+|final\s+)?(?:answer|option|choice)(?:\s+is|\s*:|\s*=)|答案(?:是|为|:)|选(?:择|项)?(?:是|为|:)?)"
@@ -39,7 +40,7 @@ def read_choice(text: str, choices: Sequence[str]) -> str | None:
 
     1. What is said explicitly: "the answer is B", "Answer: B", "答案是B". Said more than once, the last one counts, for
        that is what the answer concludes with.
-    2. The whole text is one letter: `B`, `B.`, `(B)`.
+    2. The whole text is one letter: `B`, `B.`, `(B)`; or `(b)`, `"B"`, `Option B`, unless an option reads so itself.
     3. It begins with an option's letter and a sign (`B. red`, `B) red`, `(B) red`) and no other option's letter stands
        so anywhere in it: an answer that repeats the options is not read by its first one. "B" and a word is not read,
        for "A" may be an article.
@@ -53,12 +54,14 @@ def read_choice(text: str, choices: Sequence[str]) -> str | None:
         return said[-1]
     if (alone := ALONE.fullmatch(plain)) and alone[1] in letters:
         return alone[1]
+    folded = [choice.strip().casefold() for choice in choices]
+    dressed = None if plain.casefold() in folded else DRESSED.fullmatch(plain)
+    if dressed and (letter := (dressed[1] or dressed[2] or dressed[3]).upper()) in letters:
+        return letter
     named = {letter for found in NAMED.findall(plain) for letter in found if letter and letter in letters}
     if (leading := LEADING.match(plain)) and (letter := leading[1] or leading[2]) in letters:
         return letter if named == {letter} else None
-    text = plain
-    folded = [choice.strip().casefold() for choice in choices]
-    inside = [option for option in folded if option and _holds(text.casefold(), option)]
+    inside = [option for option in folded if option and _holds(plain.casefold(), option)]
     longest = [option for option in inside if not any(option != other and _holds(other, option) for other in inside)]
     return letters[folded.index(longest[0])] if len(longest) == 1 else None
 

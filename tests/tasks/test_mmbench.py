@@ -142,6 +142,13 @@ def test_golden_files_score_as_the_official_circles(
         ("答案：B。", "red blue", "B"),
         ("选B", "red blue", "B"),
         ("the answer is b", "red blue", "B"),
+        ("(b)", "red blue", "B"),
+        ('"B"', "red blue", "B"),
+        ("“B.”", "red blue", "B"),
+        ("Option B.", "red blue", "B"),
+        ("choice (B)", "red blue", "B"),
+        ("Option C", "red blue", None),  # an option that is not there
+        ("(b)", "(b) (a)", "A"),  # an option's own text
         ("the answer is a thing", "red blue", None),  # an article
         ("A. red\nB. blue\nThe answer is B", "red blue", "B"),  # the options repeated first
         ("The answer is A. No: the answer is B.", "red blue", "B"),  # what it concludes with
