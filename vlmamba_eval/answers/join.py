@@ -255,7 +255,15 @@ class _Pass:
         named = likeliest(self.dataset, rows)
         if named:
             return f"It is most likely for `{named}`: score it with --task {named}."
-        return f"Is this file for another task, or for another list than `{self.dataset.task.info.name}`?"
+        name = self.dataset.task.info.name
+        asked = {plain(row.prompt).split("\n")[0] for row in rows if row.prompt}
+        known = sum(question in self.index.by_question for question in asked)
+        if asked and known == len(asked):
+            return (
+                f"All its prompts are asked in `{name}`, some of them under other ids: it was most likely made on "
+                f"another version of `{name}`, in which the ids have moved. Score it with that version in --data."
+            )
+        return f"Is this file for another task, or for another list than `{name}`?"
 
 
 def likeliest(dataset: Dataset, rows: Sequence[Saved]) -> str:
