@@ -33,11 +33,14 @@ class Folder:
         return found
 
     def find_optional(self, *candidates: str) -> Path | None:
-        """The first of the candidate paths that exists, or None."""
+        """The first of the candidate paths that exists, or None. Raises `DataError` if a folder may not be entered."""
         for root in self._roots:
             for name in candidates:
-                if (root / name).exists():
-                    return root / name
+                try:
+                    if (root / name).exists():
+                        return root / name
+                except OSError as error:
+                    raise DataError(f"{root / name} cannot be looked for: {error.strerror}.") from error
         return None
 
     def has(self, *patterns: str) -> bool:

@@ -233,6 +233,15 @@ def test_files_are_found_in_the_benchmarks_folder_or_in_the_root(tmp_path: Path)
 # -- hub -------------------------------------------------------------------------------------------------------------
 
 
+def test_a_folder_that_may_not_be_entered_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", refused)
+    with pytest.raises(DataError, match=r"pope/q\.json cannot be looked for: Permission denied"):
+        Folder(tmp_path, ["pope"]).find_optional("q.json")
+
+
 def test_a_data_set_is_read_without_decoding_its_pictures(tmp_path: Path) -> None:
     import datasets
 
