@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -85,7 +86,7 @@ def look(task: Task, where: str, **load: Any) -> Need:
     files = [
         Wanted(root / source.path, source)
         for source in info.sources
-        if isinstance(source, File) and not (root / source.path).exists()
+        if isinstance(source, File) and not os.path.exists(root / source.path)
     ]
     try:
         need.dataset = load_dataset(task, where, **load)
