@@ -11,7 +11,7 @@ import click
 from vlmamba_eval import __version__
 from vlmamba_eval.nearest import did_you_mean
 from vlmamba_eval.options import DATA, INCLUDE, OUT, completed, names, published, say
-from vlmamba_eval.process import Stopped, make_streams_last, stop_cleanly
+from vlmamba_eval.process import Stopped, make_streams_last, output_failure, stop_cleanly
 from vlmamba_eval.typed import command
 from vlmamba_eval.types import EvalError, UsageError
 
@@ -661,6 +661,17 @@ def main() -> NoReturn:
     """The console script. Ends with one of the documented exit codes."""
     make_streams_last()
     stop_cleanly()
+    try:
+        _main()
+    except SystemExit as ended:
+        failure = output_failure()
+        if failure and not ended.code:
+            say(f"Standard output could not be written ({failure}). The files were: nothing else is lost.")
+            sys.exit(FAILED)
+        raise
+
+
+def _main() -> NoReturn:
     try:
         code = cli(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else COMPLETE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -39,10 +40,14 @@ def stop_cleanly() -> None:
 
 
 class _Lasting:
-    """A stream that is written to as long as that works. A reader that went away, or a full disk, costs no result."""
+    """A stream that is written to as long as that works. A reader that went away, or a full disk, costs no result.
+
+    `failure` is why it could not be written, unless it was closed or its reader went away, as `head` does.
+    """
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
+        self.failure: OSError | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -50,18 +55,20 @@ class _Lasting:
     def write(self, text: str) -> int:
         try:
             return self._stream.write(text)
-        except (OSError, ValueError):
-            self._give_up()
+        except (OSError, ValueError) as error:
+            self._give_up(error)
             return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
-        except (OSError, ValueError):
-            self._give_up()
+        except (OSError, ValueError) as error:
+            self._give_up(error)
 
-    def _give_up(self) -> None:
+    def _give_up(self, error: Exception) -> None:
         """Send what is still buffered, and all that follows, nowhere: the interpreter flushes once more at its end."""
+        if isinstance(error, OSError) and error.errno not in (errno.EPIPE, errno.EBADF):
+            self.failure = self.failure or error
         try:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
@@ -79,3 +86,10 @@ def make_streams_last() -> None:
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that can't show a dagger is not a failure
         setattr(sys, name, _Lasting(stream))
+
+
+def output_failure() -> str:
+    """Why standard output could not be written, in the system's words; "" if all of it was."""
+    sys.stdout.flush()
+    failure = getattr(sys.stdout, "failure", None)
+    return (failure.strerror or type(failure).__name__) if isinstance(failure, OSError) else ""
