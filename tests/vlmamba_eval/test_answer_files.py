@@ -7,6 +7,7 @@ import json
 import math
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,11 +178,14 @@ def test_a_question_that_stands_twice_is_served_by_one_answer_or_by_two(tmp_path
     pair = [Sample(key, None, "What is it?", None, external_id="49914") for key in ("49914", "49914#2")]
     dataset = Dataset(task, [*pair, Sample("7", None, "Why?", None)], DataIdentity(3, ""))
     first, second, other = ({"question_id": n, "text": t} for n, t in ((49914, "a"), (49914, "b"), (7, "c")))
-    prompt = {"prompt": "What is it?"}
-    both = lines(tmp_path / "both.jsonl", [first | prompt, second | prompt, other])
-    assert texts(dataset, both) == {"49914": "a", "49914#2": "b", "7": "c"}
-    one = lines(tmp_path / "one.jsonl", [first | prompt, other])
-    assert texts(dataset, one) == {"49914": "a", "49914#2": "a", "7": "c"}
+    for prompt in ({"prompt": "What is it?"}, {}):  # what a benchmark's server takes holds no prompts
+        both = lines(tmp_path / "both.jsonl", [first | prompt, second | prompt, other])
+        assert texts(dataset, both) == {"49914": "a", "49914#2": "b", "7": "c"}
+        one = lines(tmp_path / "one.jsonl", [first | prompt, other])
+        assert texts(dataset, one) == {"49914": "a", "49914#2": "a", "7": "c"}
+    unlike = Dataset(task, [pair[0], replace(pair[1], question="What else?")], DataIdentity(2, ""))
+    with pytest.raises(DataError, match=r"stands for 2 questions of .*, so the field 'prompt' is needed"):
+        texts(unlike, lines(tmp_path / "which.jsonl", [first]))
 
 
 # -- layouts -----------------------------------------------------------------------------------------------------------

@@ -93,6 +93,10 @@ class _Index:
     def asks(self, sample: Sample, row: Saved) -> bool:
         return self.asking.asks(sample, row.prompt)
 
+    def asked(self, sample: Sample) -> tuple[str, str, str]:
+        """What makes rows of a list the same question: its words, its picture, its `question_id`."""
+        return sample.answer_key, self.dataset.task.prompt(sample), sample.image.key if sample.image else ""
+
     def repeats(self, sample: Sample, text: str) -> bool:
         """Whether an answer is the question itself, with what asks for a short answer behind it."""
         return len(text) >= len(sample.question) and plain(text) == self.asking.prompt(sample)
@@ -169,7 +173,7 @@ class _Pass:
                 what = f"{row.where}: {said!r} does not ask what {task.info.title} asks under id {key!r}"
                 self.foreign.append((what, candidates))
                 return
-        elif len(candidates) > 1:
+        elif len({self.index.asked(sample) for sample in candidates}) > 1:
             raise DataError(
                 f"{row.where}: question id {row.keys[0]!r} stands for {len(candidates)} questions of "
                 f"{task.info.title}, so the field 'prompt' is needed to tell them apart."
@@ -225,11 +229,9 @@ class _Pass:
 
     def _share_answers(self) -> None:
         """One answer serves all rows of a list that ask the same about one picture under one `question_id`."""
-        task = self.dataset.task
         places: dict[tuple[str, str, str], list[Sample]] = defaultdict(list)
         for sample in self.dataset.samples:
-            picture = sample.image.key if sample.image else ""
-            places[sample.answer_key, task.prompt(sample), picture].append(sample)
+            places[self.index.asked(sample)].append(sample)
         for same in places.values():
             given = next((a.generation for s in same if (a := self.joined.answers.get(s.id)) and a.generation), None)
             if given is not None:
