@@ -289,7 +289,7 @@ from vlmamba_eval.types import Answer, Generation
 from vlmamba_eval.tasks.vqav2 import VqaV2
 
 task, start = VqaV2(), time.perf_counter()
-dataset = load_dataset(task, sys.argv[1])
+dataset = load_dataset(task, sys.argv[1], allow_partial=True)  # random content
 loaded, rng = time.perf_counter(), random.Random(1)
 answers = {s.id: Answer(s.id, Generation(rng.choice(s.target), "", 1, "eos")) for s in dataset.samples}
 before = time.perf_counter()

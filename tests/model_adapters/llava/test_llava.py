@@ -133,13 +133,15 @@ def test_another_feature_layer_is_refused(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_all_samples_are_answered_alike_shared_and_not(folder: Path, tmp_path: Path) -> None:
-    from vlmamba_eval.dataset import has_samples, load_dataset
-    from vlmamba_eval.registry import all_tasks
+def test_samples_of_the_suite_are_answered_alike_shared_and_not(folder: Path, tmp_path: Path) -> None:
+    """Random weights rarely end an answer: up to 128 tokens each, so that a few questions per list must do."""
+    from vlmamba_eval.dataset import load_dataset
+    from vlmamba_eval.registry import get_tasks
     from vlmamba_eval.run import evaluate
     from vlmamba_eval.store import read_answers
 
-    datasets = [load_dataset(task, "samples", limit=40) for task in all_tasks().values() if has_samples(task)]
+    suite = ["vqav2", "gqa", "scienceqa", "textvqa", "pope", "mme", "mmbench", "seed"]
+    datasets = [load_dataset(task, "samples", limit=6) for task in get_tasks(suite)]
     answers = []
     for sharing in (True, False):
         adapter = load(f"llava:{folder}", {"device": "cpu", "sharing": sharing})

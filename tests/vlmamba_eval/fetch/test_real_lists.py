@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.vlmamba_eval.fetch.server import Server
+from vlmamba_eval.tasks.gqa import GQA
 
 REAL = Path(os.environ.get("VLMAMBA_REAL", Path(__file__).parents[4] / "shared" / "real"))
 OFFLINE = (
@@ -69,12 +70,17 @@ def test_only_what_the_real_lists_ask_about_travels_and_an_evaluation_runs(serve
     }.items():
         directories[url] = archive(tmp_path / url, member, wanted[folder], 20_000, rng)
         server.put(f"/m/{url}", tmp_path / url)
-    # Official question files, rebuilt from LLaVA's; the answers are made up.
+    # Official question files, rebuilt from LLaVA's; the answers are made up, and so are types, in the declared numbers.
+    types = {
+        kind: iter([name.removeprefix(f"{kind}/") for name, n in GQA.counts.items() if name.startswith(kind)
+                    for _ in range(n)])
+        for kind in ("structural", "semantic")
+    }  # fmt: skip
     table = {
         row["question_id"]: {
             "imageId": row["image"].removesuffix(".jpg"), "question": row["text"].split("\n")[0], "answer": "yes",
-            "isBalanced": True, "groups": {"global": None}, "types": {"structural": "query", "semantic": "attr"},
-            "semantic": [],
+            "isBalanced": True, "groups": {"global": None}, "semantic": [],
+            "types": {kind: next(names) for kind, names in types.items()},
         }
         for row in gqa
     }  # fmt: skip
