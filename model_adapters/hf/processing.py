@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 from typing import Any
 
+from vlmamba_eval.model_adapters.shared.configuration import reason
 from vlmamba_eval.model_adapters.shared.hub_checkpoint import HubCheckpoint
 from vlmamba_eval.strict_json import parse_json
 from vlmamba_eval.types import ModelError
@@ -73,13 +74,11 @@ def load_processor(checkpoint: HubCheckpoint) -> Any:
         Pictures.__name__ = cls.__name__
         return Pictures.from_pretrained(checkpoint.folder, local_files_only=True)
     except ImportError as error:
-        reason = " ".join(str(error).split())
-        if "torchvision" in reason.lower():
+        if "torchvision" in reason(error).lower():
             raise _needs_torchvision(checkpoint, name) from None
-        raise ModelError(f"{checkpoint.folder}: its processor {name} cannot be made: {reason:.300}") from None
+        raise ModelError(f"{checkpoint.folder}: its processor {name} cannot be made: {reason(error):.300}") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(f"{checkpoint.folder}: its processor {name} cannot be made: {reason:.300}") from error
+        raise ModelError(f"{checkpoint.folder}: its processor {name} cannot be made: {reason(error):.300}") from error
 
 
 def _stated_class(checkpoint: HubCheckpoint) -> str | None:

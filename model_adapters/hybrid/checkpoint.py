@@ -11,19 +11,10 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from vlmamba_eval.model_adapters.shared import configuration
 from vlmamba_eval.model_adapters.shared.configuration import whole_number
 from vlmamba_eval.model_adapters.shared.published import check_floats, fetch, open_tensors
 from vlmamba_eval.model_adapters.vlmamba.checkpoint import check_shapes, weight_files
 from vlmamba_eval.types import ModelError, UsageError
-
-
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """A JSON object from a file; `ModelError` says what was expected there."""
-    if not path.exists():
-        raise ModelError(f"{path} is missing: expected {what}")
-    return configuration.read_json(path)
-
 
 _FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 

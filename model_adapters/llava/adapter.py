@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlmamba_eval.adapter import AdapterInfo
+from vlmamba_eval.model_adapters.shared.configuration import reason
 from vlmamba_eval.model_adapters.shared.device import choose
 from vlmamba_eval.model_adapters.shared.hub_checkpoint import HubCheckpoint, find_checkpoint
 from vlmamba_eval.model_adapters.shared.pixels import PreprocessingConfig, normalisation_table, prepare
@@ -74,8 +75,8 @@ def load(model: str, options: Options) -> PrefixAdapter:
                 checkpoint.folder, local_files_only=True, backend="pil"
             )
     except Exception as error:  # damaged files make it fail in any way
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ModelError(f"{checkpoint.folder}: its tokenizer or processor cannot be made: {reason:.300}") from error
+        said = f"its tokenizer or processor cannot be made: {reason(error):.300}"
+        raise ModelError(f"{checkpoint.folder}: {said}") from error
     loaded = load_model(getattr(transformers, kind[checkpoint.config["model_type"]]), checkpoint, device, dtype)
     return adapter_of(
         loaded,

@@ -9,8 +9,9 @@ import torch
 
 from vlmamba_eval.adapter import AdapterInfo, Deferred
 from vlmamba_eval.model_adapters.hybrid.adapter import HybridAdapter
-from vlmamba_eval.model_adapters.hybrid.checkpoint import folder_of, load_into, read_json
+from vlmamba_eval.model_adapters.hybrid.checkpoint import folder_of, load_into
 from vlmamba_eval.model_adapters.hybrid.engine import HybridEngine
+from vlmamba_eval.model_adapters.shared.configuration import read_json
 from vlmamba_eval.model_adapters.shared.device import choose
 from vlmamba_eval.model_adapters.vlmamba import ssd
 from vlmamba_eval.model_adapters.vlmamba.checkpoint import fingerprint

@@ -17,8 +17,13 @@ LFS = (
 )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises `ModelError` for anything else, however large or deep."""
+def read_json(path: Path, what: str = "") -> dict[str, Any]:
+    """The object in a JSON file. Raises `ModelError` for anything else, however large or deep.
+
+    `what` says in messages what a file that is not there should hold.
+    """
+    if what and not path.exists():
+        raise ModelError(f"{path} is missing: expected {what}")
     try:
         if not path.is_file():
             raise ModelError(f"{path}: expected a JSON file, found {kind_of(path)}")
@@ -50,6 +55,11 @@ def shorten(value: Any) -> str:
     except (ValueError, RecursionError):  # numbers of thousands of digits, deep nesting
         text = type(value).__name__
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def reason(error: BaseException) -> str:
+    """What another library's error says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def kind_of(path: Path) -> str:

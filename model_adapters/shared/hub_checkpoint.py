@@ -8,7 +8,7 @@ from typing import Any
 
 from vlmamba_eval.types import ModelError
 
-from .configuration import read_json, shorten, whole_number
+from .configuration import read_json, reason, shorten, whole_number
 from .fingerprint import of_files
 from .published import check_file, weight_files
 
@@ -57,18 +57,15 @@ def _fetch(model: str) -> Path:
         try:
             return fetch(_UNWANTED, local_files_only=True)
         except Exception:  # noqa: BLE001 - not fetched before either
-            reason = " ".join(str(error).split())
             raise ModelError(
-                f"{model} cannot be fetched from the hub: {reason:.300}\n"
+                f"{model} cannot be fetched from the hub: {reason(error):.300}\n"
                 "Check the name and the network (a gated model needs `hf auth login`), or give a folder that holds it."
             ) from None
 
 
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
-    if not path.exists():
-        raise ModelError(f"{path} is missing: expected the configuration of a transformers checkpoint")
-    config = read_json(path)
+    config = read_json(path, "the configuration of a transformers checkpoint")
     if not isinstance(kind := config.get("model_type"), str):
         raise ModelError(f"{path}: expected model_type to be the name of a model, found {shorten(kind)}")
     for part in ("text_config", "vision_config"):

@@ -85,7 +85,6 @@ def normalisation_table(config: PreprocessingConfig) -> Tensor:
 
 def normalise(pixels: Tensor, config: PreprocessingConfig) -> Tensor:
     """uint8 pixels [i, 3, h, w] -> what the encoder takes, float32 [i, 3, h, w], on their device."""
-
     table, channels = _on(config, pixels.device)
     return table[channels, pixels.long()]
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from vlmamba_eval.adapter import AdapterInfo
 from vlmamba_eval.types import Failure, Generation, ImageQuestions, Question
 
+from .configuration import reason
 from .prefix_engine import Asked, Prefix, PrefixEngine
 
 BOUNDS = {"float32": 1e-3, "float16": 0.03, "bfloat16": 0.06}
@@ -196,8 +197,8 @@ def check_sharing(engine: PrefixEngine, conversations: Conversations, name: str,
     except Unshareable as error:
         return _unshared(name, f"off: {error}")
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError, NotImplementedError) as error:
-        text = " ".join(str(error).split())
-        return _unshared(name, f"off: the check at load could not be made ({type(error).__name__}: {text:.200})")
+        said = f"{type(error).__name__}: {reason(error):.200}"
+        return _unshared(name, f"off: the check at load could not be made ({said})")
     if not deviation <= bound:
         return _unshared(
             name,

@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 
 from vlmamba_eval.types import ModelError
 
+from .configuration import reason
 from .hub_checkpoint import HubCheckpoint
 from .published import check_floats, open_tensors
 
@@ -27,20 +28,18 @@ def load_model(auto: Any, checkpoint: HubCheckpoint, device: torch.device, dtype
         model, report = auto.from_pretrained(
             checkpoint.folder, dtype=dtype, output_loading_info=True, local_files_only=True, trust_remote_code=False
         )
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, ModelError):
         raise
     except Exception as error:  # a configuration and files can make it fail in any way
-        if isinstance(error, ModelError):
-            raise
-        reason = " ".join(str(error).split()) or type(error).__name__
+        said = reason(error)
         language = checkpoint.config.get("text_config", {}).get("model_type")
         if language in ("mamba", "falcon_mamba"):
-            reason += (
+            said += (
                 f". LLaVA's class in transformers {transformers.__version__} takes no language model of the type "
                 f"{language}: what it calls embed_tokens is `embeddings` there. `vlmamba-eval list models` shows the "
                 "families on Mamba-1 that run here."
             )
-        raise ModelError(f"{checkpoint.folder}: transformers cannot load it: {reason:.700}") from error
+        raise ModelError(f"{checkpoint.folder}: transformers cannot load it: {said:.700}") from error
     for what in ("missing_keys", "mismatched_keys", "error_msgs"):
         if found := sorted(str(name) for name in report.get(what) or ()):
             shown = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")

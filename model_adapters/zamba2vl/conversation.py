@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vlmamba_eval.model_adapters.hybrid.checkpoint import read_json
+from vlmamba_eval.model_adapters.shared.configuration import read_json
 from vlmamba_eval.types import ModelError
 
 from .model import Zamba2VLConfig

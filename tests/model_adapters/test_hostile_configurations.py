@@ -14,7 +14,6 @@ from tests.model_adapters.zamba2vl.published import VISION, text_config
 from tests.odd import feed, readable
 from vlmamba_eval.model_adapters.cobra import Options as CobraOptions
 from vlmamba_eval.model_adapters.cobra import loading as cobra
-from vlmamba_eval.model_adapters.hybrid.checkpoint import read_json
 from vlmamba_eval.model_adapters.mambavl import Options as MambaVLOptions
 from vlmamba_eval.model_adapters.mambavl import loading as mambavl
 from vlmamba_eval.model_adapters.mlmamba import Options as MLMambaOptions
@@ -22,6 +21,7 @@ from vlmamba_eval.model_adapters.mlmamba import loading as mlmamba
 from vlmamba_eval.model_adapters.mmmamba.conversation import _added_tokens
 from vlmamba_eval.model_adapters.mmmamba.model import config_of_published as mmmamba
 from vlmamba_eval.model_adapters.pythiavl import loading as pythiavl
+from vlmamba_eval.model_adapters.shared.configuration import read_json
 from vlmamba_eval.model_adapters.shared.hub_checkpoint import find_checkpoint
 from vlmamba_eval.model_adapters.vlmamba.config import PRESETS, load_config, to_dict
 from vlmamba_eval.model_adapters.vlmamba.language_model import config_from_published

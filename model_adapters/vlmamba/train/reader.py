@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import inspect
 
+from vlmamba_eval.model_adapters.shared.configuration import reason
 from vlmamba_eval.nearest import did_you_mean
 from vlmamba_eval.types import UsageError
 
@@ -92,7 +93,7 @@ def _count(data: Any, left: list[int], depth: int = 0) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = reason(error)
     return text if len(text) <= 300 else text[:300] + " ..."
 
 
