@@ -4,16 +4,13 @@
 # pyright: reportArgumentType=false
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.model_adapters.interpreted import under_the_interpreter
 from vlmamba_eval.model_adapters.shared.fused import Fused, available
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -26,12 +23,7 @@ def test_the_kernels_pass_these_tests_under_the_interpreter() -> None:
     pytest.importorskip("triton")
     if available(DEVICE):
         pytest.skip("they run in this process")
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    root = Path(__file__).parents[3]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "4 passed" in done.stdout
+    assert "4 passed" in under_the_interpreter(__file__)
 
 
 @compiled

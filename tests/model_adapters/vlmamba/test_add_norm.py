@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from tests.model_adapters.interpreted import under_the_interpreter
 from vlmamba_eval.model_adapters.vlmamba.add_norm import add_norm
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -48,13 +46,4 @@ def test_the_stream_takes_up_what_a_block_says_and_is_normed(way, dtype: torch.d
 def test_the_kernel_passes_these_tests_under_the_interpreter() -> None:
     """A process of its own, since Triton decides at its first import whether it compiles or interprets."""
     pytest.importorskip("triton")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__],
-        cwd=Path(__file__).parents[3],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "18 passed" in done.stdout
+    assert "18 passed" in under_the_interpreter(__file__)

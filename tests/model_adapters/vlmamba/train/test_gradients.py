@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.gpu.scan_on_gpu import Comparisons, check_gradients
+from tests.model_adapters.interpreted import under_the_interpreter
 from tests.model_adapters.vlmamba.gradients import error, training_step, worst
 from tests.model_adapters.vlmamba.scan.authors import install
 from vlmamba_eval.model_adapters.vlmamba import scan
@@ -184,16 +182,7 @@ def test_the_check_for_gpus_passes_and_names_the_gradient_that_is_wrong(monkeypa
 def test_the_triton_kernels_pass_these_tests_under_the_interpreter():
     """In a process of its own: Triton decides at its first import whether it compiles or interprets."""
     pytest.importorskip("triton")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(Path(__file__)), "-k", "triton or gpus"],
-        cwd=Path(__file__).parents[4],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 passed, 1 skipped" in done.stdout
+    assert "2 passed, 1 skipped" in under_the_interpreter(__file__, "-k", "triton or gpus")
 
 
 def _counted(function: Callable[..., object], called: list[str]) -> Callable[..., object]:
