@@ -418,17 +418,7 @@ def merge(shares: tuple[Path, ...], data: str | None, out: Path, max_errors: int
 )
 @click.option("--verify", is_flag=True, help="Check every file against its sha256, or decode it.")
 @INCLUDE
-def prepare(
-    tasks: str | None,
-    data: str,
-    download: bool,
-    yes: bool,
-    mirror: str,
-    whole: bool,
-    pack: Path | None,
-    verify: bool,
-    include: tuple[Path, ...],
-) -> None:
+def prepare(tasks: str | None, data: str, include: tuple[Path, ...], **options: Any) -> None:
     """Say what benchmarks need, what is there, what is missing and where it comes from; check counts and hashes.
 
     What is ready needs no network in a run. Exit code 3: not all is ready.
@@ -438,21 +428,11 @@ def prepare(
 
     for path in include:
         registry().include(path)
-    for name, given in (("--download", download), ("--pack", pack)):
-        if given and not tasks:
-            raise UsageError(f"{name} needs --tasks: which benchmarks? `vlmamba-eval prepare` shows all of them.")
+    for name in ("download", "pack"):
+        if options[name] and not tasks:
+            raise UsageError(f"--{name} needs --tasks: which benchmarks? `vlmamba-eval prepare` shows all of them.")
     chosen = _tasks(tasks) if tasks else list(all_tasks().values())
-    ready = commands_data.prepare(
-        chosen,
-        data,
-        detailed=bool(tasks),
-        download=download,
-        yes=yes,
-        mirror=mirror,
-        whole=whole,
-        pack=pack,
-        verify=verify,
-    )
+    ready = commands_data.prepare(chosen, data, detailed=bool(tasks), **options)
     sys.exit(COMPLETE if ready else INCOMPLETE)
 
 

@@ -92,9 +92,8 @@ def options_of(family: Family) -> list[Option]:
         if metadata := getattr(kind, "__metadata__", ()):
             text = next((meta.description or "" for meta in metadata if isinstance(meta, msgspec.Meta)), "")
             kind = kind.__origin__
-        found.append(
-            Option(item.name, _as_word(kind), "required" if item.default is MISSING else str(item.default), text)
-        )
+        default = "required" if item.default is MISSING else str(item.default)
+        found.append(Option(item.name, _as_word(kind), default, text))
     return found
 
 

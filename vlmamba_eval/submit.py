@@ -74,6 +74,7 @@ def load_again(manifest: Manifest, where: str | None, folder: Path) -> Dataset:
 
 def submit(folder: Path, data: str | None = None, out: Path | None = None) -> list[Path]:
     """Write the submission of a complete run into `out` (default: `submission/` in the run folder); the paths written.
+
     Raises `DataError` for a run that is PARTIAL or lacks answers, or a benchmark without a submission file;
     `StoreError` if nothing can be written.
     """

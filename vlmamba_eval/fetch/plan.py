@@ -86,6 +86,7 @@ def look(task: Task, where: str, **load: Any) -> Need:
     files = [
         Wanted(root / source.path, source)
         for source in info.sources
+        # Not `Path.exists`, which raises if a folder may not be entered; what is in there counts as absent.
         if isinstance(source, File) and not os.path.exists(root / source.path)
     ]
     try:
