@@ -110,6 +110,22 @@ def test_what_needs_a_form_is_named_with_the_step(server: Server, tmp_path: Path
     assert announce([need], tmp_path) == []
 
 
+def test_what_lies_in_a_folder_that_may_not_be_entered_counts_as_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exists = Path.exists
+
+    def refused(path: Path, **options: bool) -> bool:
+        if "coco" in path.parts:
+            raise PermissionError(13, "Permission denied", str(path))
+        return exists(path, **options)
+
+    monkeypatch.setattr(Path, "exists", refused)
+    need = look(get_task("pope"), str(tmp_path))
+    assert "cannot be looked for: Permission denied" in str(need.error)
+    assert len(need.missing) == 3
+
+
 def test_with_a_limit_only_its_pictures_are_needed(server: Server, tmp_path: Path) -> None:
     (tmp_path / "colours").mkdir()
     (tmp_path / "colours" / "questions.jsonl").write_bytes(questions())
