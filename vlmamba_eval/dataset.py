@@ -13,7 +13,7 @@ from typing import Any
 from vlmamba_eval.archive import data_root
 from vlmamba_eval.folder import Folder
 from vlmamba_eval.hub import Hub, is_snapshot
-from vlmamba_eval.identity import list_problem, whose
+from vlmamba_eval.identity import advice, list_problem, whose
 from vlmamba_eval.manifest import DataIdentity, Limit
 from vlmamba_eval.task import Task
 from vlmamba_eval.types import DataError, Loaded, Mark, Sample, UsageError
@@ -51,7 +51,7 @@ def load_dataset(
     """Load a task from `"hub"`, `"samples"` (the bundled scenes), a folder, or a local copy of the hub's data set.
 
     Another list than the declared one (`identity`) is refused or, with `allow_partial`, marked PARTIAL; so is a limited
-    run.
+    run. The whole list of another task is always refused, by that task's name.
     Raises `DataError`, or `UsageError` for a folder that is not there.
     """
     marks: list[Mark] = []
@@ -80,10 +80,12 @@ def load_dataset(
     _refuse_duplicates(task, samples)
     if "SAMPLES" not in marks:
         problem = list_problem(task, samples)
+        if problem and (name := whose(task, samples)):
+            raise DataError(f"{task.info.name}: {problem}. This is the list of {name}: use --tasks {name}.")
         if problem and not allow_partial:
             raise DataError(
                 f"{task.info.name}: {problem}. Numbers on another list are not comparable with published ones. "
-                f"{whose(task, len(samples))}, fetch the official files again, or give --allow-partial to mark the "
+                f"{advice(task, len(samples))}, fetch the official files again, or give --allow-partial to mark the "
                 "result PARTIAL."
             )
         if problem:

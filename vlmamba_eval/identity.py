@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from vlmamba_eval.task import Task, TaskInfo
+from vlmamba_eval.task import Task
 from vlmamba_eval.types import Sample
 
 
@@ -49,19 +49,31 @@ def identity(task: Task, samples: Iterable[Sample], *, labels: bool = False) -> 
     return hashlib.sha256("\n".join(sorted(lines)).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def whose(task: Task, questions: int) -> str:
-    """Which task to choose for a list of another size: by name, if that size is one of the same benchmark's lists."""
-    from vlmamba_eval.registry import all_tasks
+def whose(task: Task, samples: Sequence[Sample]) -> str:
+    """The task of the same benchmark whose whole list this is, one of the same protocol first; "" if there is none."""
+    same_size = (other for other in _relatives(task) if other.info.questions == len(samples))
+    return next((other.info.name for other in same_size if not list_problem(other, samples)), "")
 
-    mine = task.info
-    for other in (candidate.info for candidate in all_tasks().values()):
-        if other.questions == questions != mine.questions and _relatives(mine, other):
-            return f"This is the size of {other.name}'s list: use --tasks {other.name}"
+
+def advice(task: Task, questions: int) -> str:
+    """Which task to choose for a list of another size: by name, if that size is one of the same benchmark's lists."""
+    for other in _relatives(task):
+        if other.info.questions == questions != task.info.questions and other.info.protocol == task.info.protocol:
+            return f"This is the size of {other.info.name}'s list: use --tasks {other.info.name}"
     return "Choose the task that stands for your list (vlmamba-eval list tasks)"
 
 
-def _relatives(mine: TaskInfo, other: TaskInfo) -> bool:
-    return other.protocol == mine.protocol and bool(set(other.folders) & set(mine.folders))
+def _relatives(task: Task) -> list[Task]:
+    """The other lists of a benchmark, which share its folder or its code; those of its protocol first."""
+    from vlmamba_eval.registry import all_tasks
+
+    mine = task.info
+    related = [
+        other
+        for other in all_tasks().values()
+        if other.info.name != mine.name and (set(other.info.folders) & set(mine.folders) or type(other) is type(task))
+    ]
+    return sorted(related, key=lambda other: other.info.protocol != mine.protocol)
 
 
 def _kind(group: str) -> str:

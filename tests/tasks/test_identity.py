@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -147,3 +148,28 @@ def test_one_label_of_the_true_pope_list_altered_is_refused(real: Path, tmp_path
         path.write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(DataError, match="pope: the gold labels are not those of COCO val2014"):
         load_dataset(get_task("pope"), str(tmp_path))
+
+
+ANOTHER = ["pope_9000", "seed", "seed_updated", "mmbench", "mmbench_20231003", "scienceqa", "refcoco", "nocaps"]
+
+
+@pytest.mark.parametrize("name", ANOTHER)
+def test_the_whole_list_of_another_task_is_refused_by_its_name_even_as_a_part(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As when POPE's pinned list lies in the folder of `pope_9000`: its numbers would stand under the wrong name."""
+    task = get_task(name)
+    other = next(t for t in all_tasks().values() if type(t) is type(task) and t.info.name != name)
+    samples = small_list(other)
+    declare(other, samples)
+    task.info = replace(task.info, questions=5)
+    monkeypatch.setattr(type(task), "load", lambda self, folder: Loaded(samples))
+    with pytest.raises(DataError, match=re.escape(f"This is the list of {other.info.name}: use --tasks")):
+        load_dataset(task, str(tmp_path), allow_partial=True)
+    monkeypatch.setattr(type(task), "load", lambda self, folder: Loaded(samples[:2]))
+    assert load_dataset(task, str(tmp_path), allow_partial=True).identity.marks == ("PARTIAL",)
+
+
+def test_the_pinned_pope_list_is_no_part_of_the_later_one(real: Path) -> None:
+    with pytest.raises(DataError, match=r"^pope_9000: expected 9,000 .* This is the list of pope: use --tasks pope\."):
+        load_dataset(get_task("pope_9000"), str(real), allow_partial=True)

@@ -86,9 +86,9 @@ def test_a_list_of_another_size_is_refused_by_the_name_of_its_task(
     monkeypatch: pytest.MonkeyPatch, data: Path, expected: str, found: int, other: str
 ) -> None:
     task = get_task(expected)
-    samples = Loaded([Sample(str(number), None, "?", "yes") for number in range(found)])
+    samples = Loaded([Sample(str(number), None, "?", "yes", fields={"hint": ""}) for number in range(found)])
     monkeypatch.setattr(type(task), "load", lambda self, folder: samples)
-    with pytest.raises(DataError, match=rf"{expected}: expected .* found {found:,}\. .*use --tasks {other}, fetch"):
+    with pytest.raises(DataError, match=rf"{expected}: expected .* found {found:,}\. .*use --tasks {other}\b"):
         load_dataset(task, str(data))
 
 
