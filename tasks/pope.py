@@ -205,14 +205,18 @@ def _sample(split: str, number: int, image: ImageRef, question: str, label: str 
 
 
 def _ratios(sums: Sums, group: str) -> dict[str, Any]:
-    """The five numbers of the official script in percent, NaN where undefined (there it divides by zero)."""
+    """The five numbers of the official script in percent; NaN if undefined (there it divides by zero).
+
+    Without a single yes there is no precision, though missing answers count as the wrong one of the two.
+    """
     tp, fp, tn, fn = (sums(outcome, group) for outcome in ("TP", "FP", "TN", "FN"))
+    said_yes = sums("answered yes", group)
     return {
         "accuracy": 100 * sums.ratio(tp + tn, tp + fp + tn + fn),
-        "precision": 100 * sums.ratio(tp, tp + fp),
+        "precision": 100 * sums.ratio(tp, (tp + fp) * (said_yes > 0)),
         "recall": 100 * sums.ratio(tp, tp + fn),
         "f1": 100 * sums.ratio(2 * tp, 2 * tp + fp + fn),
-        "yes_ratio": 100 * sums.ratio(sums("answered yes", group), sums("answered", group)),
+        "yes_ratio": 100 * sums.ratio(said_yes, sums("answered", group)),
     }
 
 

@@ -113,6 +113,9 @@ def test_missing_answers_are_wrong_and_no_answers(official: Path, score: Score) 
     none = score(POPE, samples, {})
     assert none["mean_f1", "all"] == none["mean_accuracy", "all"] == 0
     assert math.isnan(none["yes_ratio", "popular"])
+    assert math.isnan(none["precision", "popular"]), "of no yes"
+    no = score(POPE, samples, {s.id: "No" for s in samples if s.target == "yes"})
+    assert math.isnan(no["precision", "random"]), "of no yes, whatever is missing"
     half = score(POPE, samples, {s.id: str(s.target) for s in samples if s.target == "yes"})
     assert half["accuracy", "random"] == 50
     assert half["recall", "random"] == 100

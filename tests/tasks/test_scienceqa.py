@@ -97,6 +97,15 @@ def test_a_missing_answer_is_wrong_and_stays_in_the_denominator(
     assert score(SCIENCEQA, samples, {"0": "A", "1": "A"})["img_accuracy", "all"] == 50.0
 
 
+def test_the_authors_average_is_worth_a_guess_for_what_cannot_be_read(
+    score: Callable[..., dict[tuple[str, str], float]],
+) -> None:
+    samples = [sample(str(i), [2, 4, 5, 2][i], 0, image=True) for i in range(4)]
+    scores = score(SCIENCEQA, samples, {"0": "A", "1": "unread", "2": "B"})  # right, guessed, wrong, missing
+    assert scores["accuracy", "all"] == 25
+    assert scores["accuracy_guessing", "all"] == 100 * (1 + 1 / 4) / 4
+
+
 def test_the_order_of_questions_and_answers_changes_nothing(
     samples_folder: Path, score: Callable[..., dict[tuple[str, str], float]]
 ) -> None:
