@@ -10,16 +10,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import pytest
 
 from vlmamba_eval.dataset import read_folder, read_hub
 from vlmamba_eval.folder import Folder
 from vlmamba_eval.hub import Hub
 from vlmamba_eval.images import read_image
+from vlmamba_eval.sums import Sums
 from vlmamba_eval.tasks import caption_metrics
 from vlmamba_eval.tasks.captions import PROMPT, TASKS, Captions
-from vlmamba_eval.types import DataError, Loaded
+from vlmamba_eval.types import DataError, EvalError, Loaded
 
 pytest.importorskip("pycocoevalcap.cider.cider")
 
@@ -104,6 +107,66 @@ def test_meteor_of_sums_is_the_number_of_its_own_program(put: Put, score: Callab
     scores = score(NOCAPS, nocaps(put, references), captions)
     for name, value in official(references, captions, meteor=True).items():
         assert scores[name, "all"] == pytest.approx(value, rel=1e-9), name
+
+
+def sums_of(statistics: list[list[float]]) -> Sums:
+    """METEOR's statistics of several pictures, one sum each."""
+    index = {(f"meteor {i:02}", "all"): i for i in range(23)}
+    return Sums(index, np.array(statistics), (), [name for name, _ in index])
+
+
+def test_meteor_is_the_official_programs_arithmetic(golden: Callable[[str], list[dict[str, Any]]]) -> None:
+    """Its score of every caption, and of all of them together from the sums."""
+    for kind in ("caption", "statistics"):
+        rows = [line for line in golden("meteor") if line["kind"] == kind]
+        each = [[float(number) for number in row["reply"].split()] for row in rows]
+        for numbers in each:
+            if numbers[21:23] == numbers[:2] and numbers[20] == 1:
+                numbers[20] = 0  # a caption that is its reference is not in pieces
+        assert caption_metrics.meteor(sums_of(each)) == pytest.approx([row["score"] for row in rows], abs=1e-12)
+        total = caption_metrics.meteor(sums_of([[sum(numbers) for numbers in zip(*each, strict=True)]]))
+        assert total == pytest.approx([line["score"] for line in golden("meteor") if line["kind"] == f"all of {kind}"])
+
+
+def test_meteors_program_is_asked_what_pycocoevalcap_asks_it(
+    golden: Callable[[str], list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pycocoevalcap.meteor import meteor as theirs
+
+    monkeypatch.setattr(theirs.subprocess, "Popen", mock.MagicMock())
+    wanted = theirs.Meteor().meteor_cmd
+    rows = [line for line in golden("meteor") if line["kind"] == "caption"]
+
+    def java(*arguments: str, lines: list[str]) -> list[str]:
+        assert sorted(["java", *(argument.rpartition("/")[2] for argument in arguments)]) == sorted(wanted)
+        assert Path(arguments[arguments.index("-jar") + 1]).is_file()
+        assert lines == [row["line"] for row in rows]
+        return [row["reply"] for row in rows]
+
+    monkeypatch.setattr(caption_metrics, "_java", java)
+    found = caption_metrics._meteor(
+        {str(i): row["references"] for i, row in enumerate(rows)},
+        {str(i): [row["caption"]] for i, row in enumerate(rows)},
+    )
+    assert list(found) == [str(i) for i in range(len(rows))]
+    statistics = [[amounts[f"meteor {i:02}"] for i in range(23)] for amounts in found.values()]
+    assert caption_metrics.meteor(sums_of(statistics)) == pytest.approx([row["score"] for row in rows], abs=1e-12)
+
+
+def test_if_meteors_program_fails_the_other_metrics_stand(
+    put: Put, score: Callable[..., Scores], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(references: object, candidates: object) -> None:
+        raise EvalError("no memory")
+
+    references = {str(i): [f"thing{i} stands here"] for i in range(3)}
+    monkeypatch.setattr(caption_metrics.shutil, "which", lambda name: "/usr/bin/java")
+    monkeypatch.setattr(caption_metrics, "_ptb", caption_metrics._plain)
+    monkeypatch.setattr(caption_metrics, "_meteor", fail)
+    with pytest.warns(UserWarning, match="METEOR is not computed, the other metrics are: no memory"):
+        scores = score(NOCAPS, nocaps(put, references), {key: of[0] for key, of in references.items()})
+    assert math.isnan(scores["meteor", "all"])
+    assert scores["rouge_l", "all"] == pytest.approx(100)
 
 
 @needs_java
