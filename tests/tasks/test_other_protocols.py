@@ -11,7 +11,7 @@ import pytest
 from vlmamba_eval.baselines import published
 from vlmamba_eval.folder import Folder
 from vlmamba_eval.registry import all_tasks, get_task
-from vlmamba_eval.tasks.vizwiz import VAL, VizWiz
+from vlmamba_eval.tasks.vizwiz import VAL, VizWiz, normalised
 from vlmamba_eval.tasks.vsr import Vsr
 from vlmamba_eval.types import DataError, Generation, Likelihood, Loaded, Sample
 
@@ -115,6 +115,14 @@ def test_vizwiz_gives_the_official_accuracy(golden: Callable[[str], list[dict[st
     for row in rows:
         credit = VizWiz().grade(sample("?", tuple(row["answers"])), row["answer"]).credit
         assert credit == pytest.approx(row["accuracy"], abs=1e-4), row
+
+
+def test_vizwiz_normalises_as_its_own_script_does(golden: Callable[[str], list[dict[str, Any]]]) -> None:
+    """Each contraction of its table and of VQAv2's, both ways, number words and articles, and some whole answers."""
+    rows = golden_rows(golden, "vizwiz normalisation")
+    assert len(rows) == 361
+    for row in rows:
+        assert normalised(row["text"]) == row["normalised"], row
 
 
 def test_vqav2_is_read_as_cobras_evaluation_reads_it(golden: Callable[[str], list[dict[str, Any]]]) -> None:
