@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vlmamba_eval.stats import LEVEL, REPLICATES, bootstrap
+from vlmamba_eval.stats import LEVEL, REPLICATES, bootstrap, only, rounded
 from vlmamba_eval.sums import Column, Floats
 from vlmamba_eval.table import Table
 from vlmamba_eval.types import Metric
@@ -93,7 +93,7 @@ def draw(
     names = list(task.metrics(tables[0].total()))
     systems = []
     for i, table in enumerate(tables):
-        points = tuple(_float(metric.value) for metric in task.metrics(table.total()))
+        points = tuple(only(metric.value) for metric in task.metrics(table.total()))
         sums = table.sums(drawn[:, i * width : (i + 1) * width])
         spreads = tuple(_floats(metric.value, replicates) for metric in task.metrics(sums))
         systems.append(Drawn(points, spreads))
@@ -130,13 +130,13 @@ def differences(names: Sequence[Metric], a: Drawn, b: Drawn, default_split: str 
                 category=metric.category,
                 group=metric.group,
                 headline=metric.headline,
-                a=_rounded(a.points[i]),
-                b=_rounded(b.points[i]),
-                difference=_rounded(value),
-                ci_low=_rounded(low),
-                ci_high=_rounded(high),
-                standard_error=_rounded(error),
-                apart=_rounded(ratio),
+                a=rounded(a.points[i]),
+                b=rounded(b.points[i]),
+                difference=rounded(value),
+                ci_low=rounded(low),
+                ci_high=rounded(high),
+                standard_error=rounded(error),
+                apart=rounded(ratio),
             )
         )
     return found
@@ -162,7 +162,7 @@ def swap_test(task: Task, a: Table, b: Table, seed: int = 0, swaps: int = SWAPS)
     gap = gap[np.any(gap != 0, axis=1)]
     total_a, total_b = a.values.sum(axis=0), b.values.sum(axis=0)
     points = [
-        (metric, _float(metric.value) - _float(other.value))
+        (metric, only(metric.value) - only(other.value))
         for metric, other in zip(task.metrics(a.total()), task.metrics(b.total()), strict=True)
     ]
     wanted = [i for i, (metric, _) in enumerate(points) if not metric.plain]
@@ -205,14 +205,12 @@ def mcnemar(only_a: int, only_b: int) -> float:
     Edwards' and McNemar's discordant pairs under a fair coin. It takes questions for independent; if an image has
     several, `swap_test` is the one to believe.
     """
-    n, few = only_a + only_b, min(only_a, only_b)
-    if only_a == only_b:
-        return 1.0
-    tail = term = 1  # sums of n over k in whole numbers, so that nothing is rounded before the end
-    for k in range(few):
+    n = only_a + only_b
+    tail = term = 1  # sums of n over k in whole numbers of any size, so that nothing is rounded before the end
+    for k in range(min(only_a, only_b)):
         term = term * (n - k) // (k + 1)
         tail += term
-    return min(1.0, 2 * tail / 2**n if n < 1000 else math.exp(_log(2 * tail) - n * math.log(2)))
+    return min(1.0, 2 * tail / 2**n)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -226,19 +224,5 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _log(number: int) -> float:
-    """The natural logarithm of a whole number of any size."""
-    shift = max(0, number.bit_length() - 1000)
-    return math.log(number >> shift) + shift * math.log(2)
-
-
-def _float(value: object) -> float:
-    return float(np.asarray(value, dtype=np.float64).reshape(-1)[0])
-
-
 def _floats(value: object, n: int) -> Floats:
     return np.broadcast_to(np.asarray(value, dtype=np.float64), (n,))
-
-
-def _rounded(value: float) -> float | None:
-    return None if math.isnan(value) or math.isinf(value) else round(value, 9)

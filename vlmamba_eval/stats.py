@@ -138,7 +138,7 @@ def effective(errors: Floats) -> float:
 
 
 def _score(task: Task, point: Metric, spread: Metric, totals: Totals, reach: Ends) -> Score:
-    value = float(np.asarray(point.value).reshape(-1)[0])
+    value = only(point.value)
     low = high = math.nan
     if not point.plain:
         low, high = interval(value, np.asarray(spread.value, dtype=np.float64), point.upper, reach)
@@ -146,9 +146,9 @@ def _score(task: Task, point: Metric, spread: Metric, totals: Totals, reach: End
         metric=point.name,
         split=point.split or task.info.split,
         category=point.category,
-        value=_rounded(value),
-        ci_low=_rounded(low),
-        ci_high=_rounded(high),
+        value=rounded(value),
+        ci_low=rounded(low),
+        ci_high=rounded(high),
         n=totals.n,
         n_images=totals.images,
         n_unparsed=totals.unparsed,
@@ -196,6 +196,11 @@ def wilson(successes: float, n: float) -> tuple[float, float]:
     return low, high
 
 
-def _rounded(value: float) -> float | None:
-    # Nine decimals are far below any error bar.
+def only(value: Any) -> float:
+    """A metric of sums without replicates: a number, or an array of one."""
+    return float(np.ravel(value)[0])
+
+
+def rounded(value: float) -> float | None:
+    """To nine decimals, far below any error bar; None if it is undefined."""
     return None if math.isnan(value) or math.isinf(value) else round(value, 9)

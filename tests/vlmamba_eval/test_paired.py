@@ -128,7 +128,9 @@ def test_the_mean_of_seeds_has_the_mean_of_their_draws() -> None:
     assert found.difference == pytest.approx(100 - 62.5)
 
 
-@pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (5, 0), (3, 9), (40, 61), (120, 180), (2000, 2150), (9, 9)])
+@pytest.mark.parametrize(
+    ("only_a", "only_b"), [(0, 0), (5, 0), (4, 5), (3, 9), (40, 61), (120, 180), (2000, 2150), (9, 9)]
+)
 def test_mcnemar_is_the_exact_binomial_test(only_a: int, only_b: int) -> None:
     expected = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
     assert mcnemar(only_a, only_b) == pytest.approx(expected, rel=1e-9)

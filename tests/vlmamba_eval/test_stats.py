@@ -112,6 +112,21 @@ def test_a_narrow_spread_is_still_an_interval() -> None:
     assert interval(50.0, np.array([49.9, 50.0, 50.1]), 100.0, ENOUGH_IMAGES) == pytest.approx((49.905, 50.095))
 
 
+def test_an_interval_stays_within_the_metrics_bounds_and_reaches_wilson_only_if_there_are_any() -> None:
+    spread, few = np.array([-3.0, 1.0, 2.0]), Ends(0.5, 0.4, 0.0, 0.0)
+    assert interval(1.0, spread, None, few) == pytest.approx((-2.8, 1.95))
+    assert interval(1.0, spread + 1, 2.0, ENOUGH_IMAGES) == (0.0, 2.0)
+    assert interval(50.0, np.array([49.0, 50.0, 52.0]), 100.0, few) == pytest.approx((0.0, 90.0))
+    assert interval(50.0, np.array([49.0, 50.0, 52.0]), 200.0, Ends(0.2, 0.2, 15.0, math.inf)) == pytest.approx(
+        (49.05 - 0.75 * 39.05, 51.9)  # three quarters of the way: 1 - (15 / 30)^2
+    )
+
+
+def test_replicates_that_are_all_alike_give_no_interval() -> None:
+    for upper in (100.0, None):
+        assert all(map(math.isnan, interval(50.0, np.array([50.0, 50.0]), upper, ENOUGH_IMAGES)))
+
+
 THREADS = """
 import random, sys
 from tests.toys import ToyTask, reference
