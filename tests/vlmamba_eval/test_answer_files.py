@@ -137,23 +137,61 @@ def test_pope_answered_list_by_list_is_recognised_by_its_prompts(tmp_path: Path,
         ("<image>\nwhat  is it?", True),
         ("USER: What is it? ASSISTANT:", True),
         ("Question: What is it\nAnswer:", True),
+        ("Do you know what is it? What is it?", True),
+        ("<image>What is it<image>", True),
         ("What is it made of?", False),
         ("Do you know what is it?", False),
         ("What is this?", False),
         (" ", False),
+        *((f"see{mark} What is it", True) for mark in "\n:.>?!)]}\"'-,|"),
+        *((f"What is it {mark} x", True) for mark in "\n:.?!)]}\"',;<|"),
+        *((f"see{mark} What is it", False) for mark in "x1_;<(["),
+        *((f"What is it {mark} x", False) for mark in "x1_>-(["),
     ],
 )
 def test_other_words_may_stand_around_a_question_but_not_in_it(prompt: str, asked: bool) -> None:
     one, other = Sample("1", None, "What is it?", "x"), Sample("2", None, "What is there?", "x")
     assert Asking(get_task("vqav2"), [one, other]).asks(one, prompt) is asked
+    assert Asking(get_task("vqav2"), [one]).asks(one, prompt) is asked
+
+
+def test_prompts_tell_nothing_if_all_are_alike() -> None:
+    """All captions are asked for in the same words: whatever a row says was asked is taken for its picture's."""
+    one, other = (Sample(key, None, "Describe it.", "x") for key in "12")
+    assert Asking(get_task("vqav2"), [one, other]).asks(one, "What do you see?")
+    assert not Asking(get_task("vqav2"), [one, replace(other, question="What?")]).asks(one, "What do you see?")
+
+
+def test_a_question_of_several_lines_may_stand_on_one() -> None:
+    one, other = Sample("1", None, "It is red.\nWhat is it?", "x"), Sample("2", None, "Why?", "x")
+    asking = Asking(get_task("vqav2"), [one, other])
+    assert asking.asks(one, "Question: It is red.\nWhat is it? Answer:")
+    assert asking.asks(one, "Question: It is red. What is it? Answer:")
+    assert not asking.asks(one, "Question: It is red.\nWhy is it? Answer:")
+    assert not asking.asks(replace(other, question="What is\n it"), "What  is it made of?")
+
+
+def test_a_question_without_words_is_asked_by_no_other_prompt() -> None:
+    one, other = Sample("1", None, " ?", "x"), Sample("2", None, "Why?", "x")
+    assert not Asking(get_task("vqav2"), [one, other]).asks(one, "What is it?")
 
 
 def test_options_in_another_order_ask_something_else() -> None:
-    one = Sample("1", None, "Which?", "A", ("red", "blue"), fields={"hint": ""})
-    asking = Asking(get_task("mmbench"), [one, Sample("2", None, "What?", "A", ("red", "blue"), fields={"hint": ""})])
-    assert asking.asks(one, "Which?\nOptions:\nA. red\nB. blue\nPlease select.")
-    assert not asking.asks(one, "Which?\nOptions:\nA. blue\nB. red\nPlease select.")
-    assert asking.asks(one, "Which?")
+    one = Sample("1", None, "Which?", "A", ("red", "blue\ngreen", "white"), fields={"hint": ""})
+    asking = Asking(get_task("mmbench"), [one, replace(one, id="2", question="What?")])
+    asked = {
+        "Which?\nOptions:\nA. red\nB. blue\nC. white\nPlease select.": True,  # of an option, its first line
+        "Which?\n(A) Red\n (B)  blue\n(C) white\nD. none of these": True,
+        "Which?\nA: red\nB: blue\ngreen\nC: white": True,
+        "Which?\nA. blue\nB. red\nC. white\nPlease select.": False,
+        "Which?\nA. red\nB. white\nC. blue": False,
+        "Which?\nA. red\nB. blue": False,  # an option is missing
+        "Which?\nA. reddish": True,  # no list of options
+        "Which?\nB. red\nC. blue": True,
+        "Which?": True,
+        "A. red\nB. blue\nC. white": False,
+    }
+    assert {prompt: asking.asks(one, prompt) for prompt in asked} == asked
 
 
 # -- repeated rows -----------------------------------------------------------------------------------------------------
@@ -342,6 +380,160 @@ def test_a_folder_of_chunks_is_one_file(tmp_path: Path) -> None:
     assert score_answers(gqa, folder, tmp_path).folder != first
 
 
+def small(*questions: str, task: str = "vqav2", **fields: Any) -> Dataset:
+    """A list of questions with the ids 101, 102, ..."""
+    found = [Sample(str(101 + i), None, question, "x", **fields) for i, question in enumerate(questions)]
+    return Dataset(get_task(task), found, DataIdentity(len(found), ""))
+
+
+@pytest.mark.parametrize("name", ["question_id", "questionId", "index", "id", "image_id", "pid"])
+@pytest.mark.parametrize("said", ["text", "prediction", "model_output", "caption", "answer"])
+def test_ids_and_answers_have_one_of_these_names(tmp_path: Path, name: str, said: str) -> None:
+    dataset = small("What?", "Why?")
+    rows = [{name: s.id, said: f"about {s.id}"} for s in dataset.samples]
+    assert texts(dataset, lines(tmp_path / "a.jsonl", rows)) == {"101": "about 101", "102": "about 102"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question_id": 101, "answer": "x"},
+        {"questionId": 101, "prediction": "x"},
+        {"id": 101, "text": "x"},
+        {"doc_id": 0, "doc": {"question_id": 101}, "resps": ["x"]},
+        {"doc": {"question_id": 101}, "filtered_resps": ["x"]},
+    ],
+)
+def test_a_file_may_hold_a_single_answer(tmp_path: Path, row: dict[str, Any]) -> None:
+    path = tmp_path / "one.json"
+    for indent in (None, 1):
+        path.write_text(json.dumps(row, indent=indent))
+        assert texts(small("What?"), path) == {"101": "x"}
+
+
+@pytest.mark.parametrize("name", ["index", "question_id", "id", "image_path"])
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+@pytest.mark.parametrize("cell", [",", "\t"])
+def test_a_tables_ids_have_one_of_these_names(tmp_path: Path, name: str, ends: str, cell: str) -> None:
+    path = tmp_path / "table"
+    rows = [(name, "prediction"), ("101", "one"), ("102.0", "two")]  # pandas writes 102.0 beside an empty cell
+    path.write_text("".join(cell.join(row) + ends for row in rows), newline="")
+    assert texts(small("What?", "Why?"), path) == {"101": "one", "102": "two"}
+
+
+def test_a_table_without_ids_or_with_a_short_row_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    for content, message in {
+        "number,prediction\n101,x\n": "columns should hold an `index`; the header has 'number, prediction'",
+        "index,prediction\n101,x\n102\n": r"table:3: expected 2 cells, found 1\.",
+        'index,prediction\n101,"x\n': "table:2: not a valid row of a table",
+    }.items():
+        path.write_text(content)
+        with pytest.raises(DataError, match=message):
+            read_answer_file(small("What?", "Why?"), path)
+
+
+@pytest.mark.parametrize("field", ["arguments", "input"])
+def test_what_lmms_eval_asked_is_compared_with_the_question(tmp_path: Path, field: str) -> None:
+    dataset = small("What?", "Why?")
+    row = {
+        "doc_id": 0,
+        "doc": {"question_id": 101},
+        "filtered_resps": ["x"],
+        field: [["What?", None], {"until": ["."]}],
+    }
+    path = tmp_path / "x_samples_y.jsonl"
+    assert texts(dataset, lines(path, [row])) == {"101": "x"}
+    with pytest.raises(DataError, match=r"'Who\?' does not ask what VQAv2"):
+        read_answer_file(dataset, lines(path, [row | {field: ["Who?"]}]))
+    with pytest.raises(DataError, match=r"'Who\?' does not ask what VQAv2"):  # no prompt is saved, but the question
+        read_answer_file(dataset, lines(path, [row | {field: None, "doc": {"question_id": 101, "question": "Who?"}}]))
+
+
+def test_an_answer_of_lmms_eval_may_lie_four_lists_deep_and_no_deeper(tmp_path: Path) -> None:
+    row = {"doc_id": 0, "doc": {"question_id": 101}, "arguments": ["What?"]}
+    path = tmp_path / "a.jsonl"
+    for resps in ([[[["x"]]]], {"a": [None, "x"]}, [["x"], ["x"]]):
+        assert texts(small("What?"), lines(path, [row | {"resps": resps}])) == {"101": "x"}
+    for resps in ([[[[["x"]]]]], [], None, [["x", 3]]):
+        with pytest.raises(DataError, match="field 'resps' should hold the text of one answer"):
+            read_answer_file(small("What?"), lines(path, [row | {"resps": resps}]))
+
+
+def test_a_row_without_an_id_of_the_benchmarks_is_joined_by_a_question_that_stands_once(tmp_path: Path) -> None:
+    """lmms-eval's newest files, and VLMEvalKit's numbers: a question that stands twice tells nothing."""
+    dataset = small("What?", "Why?", "Why?\nSay it shortly.")
+    path = tmp_path / "a.jsonl"
+    row = {"doc": {"id": "n7"}, "filtered_resps": ["x"]}
+    assert texts(dataset, lines(path, [row | {"input": "what?\nAnswer."}])) == {"101": "x"}
+    for prompt in ("Who?", "Well, what?"):
+        with pytest.raises(DataError, match="question 'n7' is not in VQAv2"):
+            read_answer_file(dataset, lines(path, [row | {"input": prompt}]))
+    twice = small("Why?", "Why?", "What?")
+    with pytest.raises(DataError, match="question 'n7' is not in VQAv2"):
+        read_answer_file(twice, lines(path, [row | {"input": "Why?"}]))
+    one, other = (replace(s, groups=(name,)) for s, name in zip(twice.samples, ("far", "near"), strict=False))
+    parted = Dataset(twice.task, [one, other, twice.samples[2]], twice.identity)
+    assert texts(parted, lines(path, [row | {"input": "Why?", "doc": {"id": "n7", "category": "near"}}])) == {
+        "102": "x"
+    }
+    assert texts(parted, lines(path, [row | {"input": "What?", "doc": {"id": "n7", "split": "test"}}])) == {"103": "x"}
+
+
+def test_the_id_whose_question_was_asked_counts_before_the_likelier_one(tmp_path: Path) -> None:
+    """A row of lmms-eval may hold several ids: `question_id` of the row, `id` of the picture."""
+    dataset = small("What?", "Why?")
+    row = {"doc": {"question_id": 102, "id": 101}, "filtered_resps": ["x"]}
+    path = tmp_path / "a.jsonl"
+    assert texts(dataset, lines(path, [row])) == {"102": "x"}
+    assert texts(dataset, lines(path, [row | {"input": "What?"}])) == {"101": "x"}
+    assert texts(dataset, lines(path, [row | {"input": "Why?"}])) == {"102": "x"}
+    assert texts(dataset, lines(path, [row | {"doc": {"question_id": 7, "id": 101}, "input": "What?"}])) == {"101": "x"}
+
+
+def test_programs_that_read_ids_as_numbers_lose_their_zeros(tmp_path: Path) -> None:
+    zeros = replace(small("What?").samples[0], id="00101")
+    dataset = Dataset(get_task("vqav2"), [zeros], DataIdentity(1, ""))
+    assert texts(dataset, lines(tmp_path / "a.jsonl", [{"question_id": 101, "text": "x"}])) == {"00101": "x"}
+    assert texts(dataset, lines(tmp_path / "a.jsonl", [{"question_id": "00101", "text": "x"}])) == {"00101": "x"}
+
+
+def test_old_samples_of_lmms_eval_stand_under_logs(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"args": {}, "logs": [{"doc": {"question_id": 101}, "filtered_resps": ["x"]}]}))
+    assert texts(small("What?"), path) == {"101": "x"}
+
+
+def test_mmes_files_are_read_with_the_line_ends_of_any_system(tmp_path: Path) -> None:
+    mme = samples("mme")
+    first = next(s for s in mme.samples if s.groups[0] == "count")
+    folder = tmp_path / "results"
+    folder.mkdir()
+    row = "\t".join((first.external_id.split("/")[-1], first.fields["asked"], str(first.target), "Yes"))
+    (folder / "count.txt").write_text(f"{row}\r\n\r\n", newline="")
+    assert texts(mme, folder) == {first.id: "Yes"}
+    (folder / "count.txt").write_text(f"{row}\n\n{row}\tand more\n")
+    with pytest.raises(DataError, match=r"count\.txt:3: expected picture, question, gold and answer .* found 5 cells"):
+        read_answer_file(mme, folder)
+
+
+def test_files_of_a_folder_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    folder = tmp_path / "chunks"
+    folder.mkdir()
+    for number in (10, 9, 100):
+        lines(folder / f"part{number}.jsonl", [{"question_id": 101, "text": f"{number}"}])
+    (folder / "part9").mkdir()
+    with pytest.raises(
+        DataError, match=r"part10\.jsonl:1: .* the first answer is at .*part9\.jsonl:1\. 2 rows are such"
+    ):
+        read_answer_file(small("What?"), folder)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty is a folder without files"):
+        read_answer_file(small("What?"), tmp_path / "empty")
+    with pytest.raises(DataError, match="nowhere does not exist"):
+        read_answer_file(small("What?"), tmp_path / "nowhere")
+
+
 def test_nan_is_harmless_in_fields_that_nobody_reads(tmp_path: Path) -> None:
     gqa = samples("gqa")
     rows = [row | {"score": math.nan} for row in saved(gqa)]
@@ -356,6 +548,9 @@ def test_nan_is_harmless_in_fields_that_nobody_reads(tmp_path: Path) -> None:
         (gzip.compress(b"{}", mtime=0), "is compressed with gzip"),
         (pickle.dumps({"a": 1}), "is a Python pickle, which is never opened"),
         (b"PAR1....", "is a Parquet file"),
+        (b"%PDF-1.7", r"is a PDF\."),
+        (b"\x89PNG\r\n", r"is a picture \(PNG\)\."),
+        (b"\xff\xd8\xff\xe0", r"is a picture \(JPEG\)\."),
         (b"PK\x03\x04....", "begins like a zip archive or an Excel sheet"),
         (b"<!DOCTYPE html><html>", "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),

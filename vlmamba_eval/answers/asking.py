@@ -58,21 +58,15 @@ class Asking:
         own_key = self._task.join_key(self._task.prompt(sample))
         if own_key and plain(own_key) == plain(self._task.join_key(prompt)):
             return True
-        return self._holds(saved, plain(sample.question)) and _same_options(sample, prompt)
+        return _holds(saved, plain(sample.question)) and _same_options(sample, prompt)
 
-    def _holds(self, saved: str, question: str) -> bool:
-        question = question.rstrip(" .?!")
-        if not question:
-            return False
-        if "\n" in question and question not in saved:
-            saved, question = saved.replace("\n", " "), question.replace("\n", " ")
-        start = saved.find(question)
-        while start >= 0:
-            before, after = saved[:start].rstrip(" "), saved[start + len(question) :].lstrip(" ")
-            if (not before or before[-1] in BEFORE) and (not after or after[0] in AFTER):
-                return True
-            start = saved.find(question, start + 1)
-        return False
+
+def _holds(saved: str, question: str) -> bool:
+    question = question.rstrip(" .?!")
+    if "\n" in question and question not in saved:  # a question of several lines may stand on one
+        saved, question = saved.replace("\n", " "), question.replace("\n", " ")
+    around = rf"(?:^|[{re.escape(BEFORE)}]) *{re.escape(question)} *(?:$|[{re.escape(AFTER)}])"
+    return bool(question) and question in saved and re.search(around, saved) is not None
 
 
 def _same_options(sample: Sample, prompt: str) -> bool:
