@@ -177,8 +177,8 @@ def _distribution(sums: Sums) -> Any:
     sum_g n_g X2_g / sum_g n_g / 100, with X2_g = sum over gold answers of (observed - expected)^2 / expected (lines
     380-398 of the official script).
     """
-    size: dict[str, Any] = defaultdict(lambda: 0 * sums.n())
-    chi_square: dict[str, Any] = defaultdict(lambda: 0 * sums.n())
+    size: dict[str, Any] = defaultdict(float)
+    chi_square: dict[str, Any] = defaultdict(float)
     for place in sums.groups_of("gold"):
         expected, observed, group = sums("gold", place), sums("said", place), place.split("|")[0]
         size[group] += expected

@@ -223,9 +223,7 @@ def _check_types(release: Row) -> None:
     for name in named.values:
         number = named.integer(name)
         known = TYPES[number - 1] if 1 <= number <= len(TYPES) else "none"
-        if " ".join(name.lower().split()).replace("instances ", "instance ") != known.replace(
-            "instances ", "instance "
-        ):
+        if _spelled(name) != _spelled(known):
             named.fail(f"type {number} is {name!r}, here it is {known!r}. This is another SEED-Bench than the first.")
 
 
@@ -276,9 +274,8 @@ def _llava_sample(row: Row, image: ImageRef) -> Sample:
 def _type_number(row: Row, field: str) -> str:
     """A question type's number, from a number or a name: `5`, or `Instances Counting` as in LLaVA's file."""
     given = row.identifier(field)
-    names = {name: str(number) for number, name in enumerate(TYPES, 1)}
-    name = " ".join(given.lower().split())
-    return names.get(name, names.get(name.replace("instance ", "instances "), given))
+    names = {_spelled(name): str(number) for number, name in enumerate(TYPES, 1)}
+    return names.get(_spelled(given), given)
 
 
 def _groups(row: Row, number: str, kind: str) -> tuple[str, str]:

@@ -103,7 +103,7 @@ def words(text: str, contractions: Mapping[str, str] = CONTRACTIONS) -> str:
 LEAVE_ONE_OUT = tuple(
     (n * min(1, (n - 1) / 3) + (ANNOTATORS - n) * min(1, n / 3)) / ANNOTATORS for n in range(ANNOTATORS + 1)
 )
-MIN_THREE = {LEAVE_ONE_OUT[n]: min(1, n / 3) for n in range(ANNOTATORS + 1)}  # the simplified convention, min(n/3, 1)
+MIN_THREE = {credit: min(1, n / 3) for n, credit in enumerate(LEAVE_ONE_OUT)}  # the simplified convention, min(n/3, 1)
 
 
 def ten_answers(row: Row, answers: Sequence[str]) -> tuple[str, ...]:

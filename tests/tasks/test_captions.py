@@ -109,6 +109,22 @@ def test_meteor_of_sums_is_the_number_of_its_own_program(put: Put, score: Callab
         assert scores[name, "all"] == pytest.approx(value, rel=1e-9), name
 
 
+@pytest.mark.parametrize(
+    "words", ["a dog", "a dog on the beach runs", "a dog runs on a beach and then it runs again there"]
+)
+def test_bleu_is_pycocoevalcaps_of_captions_that_are_too_short_and_too_long(words: str) -> None:
+    from pycocoevalcap.bleu.bleu import Bleu
+
+    references = {"1": ["a dog runs on the beach", "the dog runs along a wide beach"], "2": ["a cat"]}
+    candidates = {"1": [words], "2": ["a cat sleeps"]}
+    amounts = caption_metrics._bleu(references, candidates)
+    names = list(amounts["1"])
+    total = np.array([[sum(of[name] for of in amounts.values()) for name in names]])
+    sums = Sums({(name, "all"): i for i, name in enumerate(names)}, total, (), names)
+    official = Bleu(4).compute_score(references, candidates, verbose=0)[0]
+    assert [float(caption_metrics.bleu(sums, order)[0]) for order in (1, 2, 3, 4)] == pytest.approx(official, rel=1e-12)
+
+
 def sums_of(statistics: list[list[float]]) -> Sums:
     """METEOR's statistics of several pictures, one sum each."""
     index = {(f"meteor {i:02}", "all"): i for i in range(23)}

@@ -258,6 +258,12 @@ def test_a_bad_question_file_is_an_error_that_names_it(
     assert "posters/questions_answers_YN/0001.txt" in str(error.value)
 
 
+@pytest.mark.parametrize("before", ["", "<image>\n", "  "])
+@pytest.mark.parametrize("request_", [" Please answer yes or no.", "  Please answer yes or no.", SUFFIX, ""])
+def test_a_question_is_the_same_whichever_request_stands_behind_it(before: str, request_: str) -> None:
+    assert MME.join_key(f"{before}Is  it red?{request_}") == "Is it red?"
+
+
 def test_a_missing_category_is_named(release: Path) -> None:
     for path in (release / RELEASE / "OCR").iterdir():
         path.unlink()

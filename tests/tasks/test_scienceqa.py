@@ -79,6 +79,16 @@ def test_whole_files_score_as_the_official_script_scores_them(
             assert math.isnan(scores["img_accuracy", "all"])
 
 
+def test_an_answer_that_cannot_be_read_is_worth_a_guess_where_the_authors_guess(
+    score: Callable[..., dict[tuple[str, str], float]],
+) -> None:
+    """One right of two choices, one wrong of two, one unreadable of four; a missing one is no guess."""
+    samples = [sample(str(i), n, 0) for i, n in enumerate((2, 2, 4, 5))]
+    scores = score(SCIENCEQA, samples, {"0": "A", "1": "B", "2": "perhaps"})
+    assert scores["accuracy_guessing", "all"] == pytest.approx(100 * (1 + 0 + 1 / 4) / 4)
+    assert scores["accuracy", "all"] == 25
+
+
 @pytest.mark.parametrize(("answer", "all_", "img"), [("gold", 100.0, 100.0), ("", 0.0, 0.0), ("A", 40.0, 50.0)])
 def test_degenerate_models_get_their_closed_form_scores(
     score: Callable[..., dict[tuple[str, str], float]], answer: str, all_: float, img: float

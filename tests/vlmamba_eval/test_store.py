@@ -175,6 +175,44 @@ def test_a_second_process_on_the_same_run_is_refused_and_told_who_has_it(tmp_pat
         pass  # the lock of a killed owner is free
 
 
+def test_whatever_the_owner_of_a_run_wrote_of_itself_is_shown(tmp_path: Path) -> None:
+    with Run(tmp_path, MANIFEST):
+        (tmp_path / ".owner").write_bytes(b"process 7 on \xff\n")
+        with (
+            pytest.raises(StoreError, match="is being written by process 7 on \ufffd\\. Wait"),
+            Run(tmp_path, MANIFEST),
+        ):
+            pass
+        (tmp_path / ".owner").unlink()
+        with pytest.raises(StoreError, match="is being written by another process"), Run(tmp_path, MANIFEST):
+            pass
+
+
+def test_answers_in_order_are_not_written_again(tmp_path: Path) -> None:
+    path = filled(tmp_path) / ANSWERS
+    before = path.stat().st_ino
+    with Run(tmp_path, MANIFEST) as run:
+        run.settle(["0", "1", "2", "not asked yet"])
+        assert path.stat().st_ino == before
+        run.settle(["2", "0", "1"])
+        assert path.stat().st_ino != before
+    assert list(read_answers(tmp_path)) == ["2", "0", "1"]
+
+
+def test_settling_leaves_out_mended_failures_and_answers_that_nobody_asks_for(tmp_path: Path) -> None:
+    with Run(tmp_path, MANIFEST) as run:
+        run.append([Answer("0", None, Failure("data_error", "no such image")), answer(1)])
+    with Run(tmp_path, MANIFEST) as run:
+        run.append([answer(0)])
+    with Run(tmp_path, MANIFEST) as run:
+        run.settle(["0", "1"])
+    assert (tmp_path / ANSWERS).read_bytes().count(b"\n") == 2
+    with Run(tmp_path, MANIFEST) as run:
+        run.settle(["0"])
+        assert list(run.answers) == ["0"]
+    assert read_answers(tmp_path) == {"0": answer(0)}
+
+
 def test_a_full_disk_keeps_what_was_answered_and_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = None
     with Run(tmp_path, MANIFEST) as run:
