@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +151,15 @@ def png_with(name: bytes, body: bytes) -> bytes:
 def reference(key: str, content: bytes = b"") -> ImageRef:
     """A picture that lies in memory."""
     return ImageRef(key, key, base64=base64.b64encode(content or picture()).decode())
+
+
+def in_a_child(work: Callable[[], None]) -> int:
+    """Run in a forked process; its exit status."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        except BaseException:  # noqa: BLE001 - the parent looks at the status alone
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

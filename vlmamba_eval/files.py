@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import json
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+from filelock import BaseFileLock, FileLock, SoftFileLock
 
 from vlmamba_eval.strict_json import parse_json
 from vlmamba_eval.types import StoreError
 
 T = TypeVar("T")
+UNFINISHED = ".tmp"  # the end of a temporary file's name
+ABANDONED = 3600.0  # seconds after which the writer of a temporary file is taken for dead
 
 
 def write_atomic(path: Path, content: str) -> None:
@@ -24,14 +29,15 @@ def write_atomic(path: Path, content: str) -> None:
 
     Temporary file in the same folder, flush, fsync, rename, fsync of the folder. What has no UTF-8 (a lone surrogate)
     is written as its JSON escape. A file that holds the content already is not touched, so that what is finished can
-    be shown again from a disk that can only be read. Raises `StoreError`.
+    be shown again from a disk that can only be read. What killed writers of this file left is removed. Raises
+    `StoreError`.
     """
     encoded = content.encode(errors="backslashreplace")
     try:
         if path.is_file() and path.read_bytes() == encoded:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(encoded)
@@ -43,6 +49,7 @@ def write_atomic(path: Path, content: str) -> None:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+        remove_leftovers(path.parent, path.name, ABANDONED)
         sync_folder(path.parent)
     except OSError as error:
         raise StoreError(cannot_write(path, error)) from error
@@ -106,8 +113,29 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of writers that were killed. Only for a folder that nobody else writes to."""
-    for path in folder.glob(".*.json*.*"):
+def remove_leftovers(folder: Path, name: str = "", seconds: float = 0.0) -> None:
+    """Remove temporary files that writers of a file, or of any, left when they were killed.
+
+    Only those that are older than so many seconds, for a folder that others may write to.
+    """
+    for path in folder.glob(f".{glob.escape(name) or '*'}.*{UNFINISHED}"):
         with contextlib.suppress(OSError):
-            path.unlink()
+            if time.time() - path.stat().st_mtime >= seconds:
+                path.unlink()
+
+
+def take_lock(path: Path) -> BaseFileLock:
+    """Take a lock that one process at a time has, without waiting. Raises filelock's `Timeout`, or `OSError`.
+
+    On a file system without locks (NFS without its daemon, some FUSE) a file beside it stands for one. That of a killed
+    process of this machine is taken over.
+    """
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # for ENOSYS filelock does the same by itself
+            raise
+        lock = SoftFileLock(path.with_name(f"{path.name}-file"), timeout=0)
+        lock.acquire()
+    return lock

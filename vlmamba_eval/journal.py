@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, TypeVar
 
-from vlmamba_eval.files import cannot_write, sync_folder
+from vlmamba_eval.files import UNFINISHED, cannot_write, sync_folder
 from vlmamba_eval.strict_json import parse_json
 from vlmamba_eval.types import StoreError
 
@@ -125,7 +125,7 @@ class Journal:
 
         Raises `StoreError`; the old file then stays.
         """
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}{UNFINISHED}")
         try:
             with open(temporary, "wb") as file:
                 for record in records:

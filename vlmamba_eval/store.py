@@ -25,10 +25,18 @@ from types import TracebackType
 from typing import Any, Literal
 
 import msgspec
-from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+from filelock import BaseFileLock, Timeout
 
 from vlmamba_eval import journal
-from vlmamba_eval.files import cannot_write, read_typed, remove_leftovers, sync_folder, write_atomic, write_json
+from vlmamba_eval.files import (
+    cannot_write,
+    read_typed,
+    remove_leftovers,
+    sync_folder,
+    take_lock,
+    write_atomic,
+    write_json,
+)
 from vlmamba_eval.journal import Journal
 from vlmamba_eval.manifest import FORMAT, Manifest, canonical_json, differences
 from vlmamba_eval.strict_json import parse_json
@@ -75,18 +83,14 @@ class Run:
         self.folder = folder
         self.manifest = manifest
         self.answers: dict[str, Answer] = {}
-        self._lock: BaseFileLock = FileLock(str(folder / ".lock"))
+        self._lock: BaseFileLock | None = None
         self._journal = Journal(folder / ANSWERS)
         self._tried_again = False  # whether the file holds a failed answer beside its later try
 
     def __enter__(self) -> Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                self._lock.acquire(timeout=0)
-            except NotImplementedError:  # a file system without locks: a file stands for one
-                self._lock = SoftFileLock(str(self.folder / ".lock-file"))
-                self._lock.acquire(timeout=0)
+            self._lock = take_lock(self.folder / ".lock")
         except Timeout:
             owner = self.folder / ".owner"
             who = owner.read_text(errors="replace").strip() if owner.exists() else "another process"
@@ -118,7 +122,8 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._journal.close()
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
 
     def _check_manifest(self) -> None:
         path = self.folder / MANIFEST

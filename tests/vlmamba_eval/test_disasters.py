@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.toys import ToyAdapter, ToyTask, write_toy_data
+from tests.toys import ToyAdapter, ToyTask, in_a_child, write_toy_data
 from vlmamba_eval.dataset import Dataset, load_dataset
 from vlmamba_eval.run import evaluate
 from vlmamba_eval.types import EvalError
@@ -61,18 +61,6 @@ class Disk:
             return call(*arguments, **named)
 
         return counted
-
-
-def in_a_child(work: Callable[[], None]) -> int:
-    """Run in a forked process; its exit status."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        except BaseException:  # noqa: BLE001 - the parent looks at the status alone
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def n_calls(data: Path, out: Path) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from lmms_eval.api.instance import GenerationResult  # type: ignore[import-not-found] - an extra
 from lmms_eval.api.model import lmms  # type: ignore[import-not-found] - an extra
 from PIL import Image
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from vlmamba_eval import journal
 from vlmamba_eval.adapter import RanksContinuations
+from vlmamba_eval.files import cannot_write, take_lock
 from vlmamba_eval.generate import Ask, batch_tokens_for, halving
 from vlmamba_eval.journal import Journal
 from vlmamba_eval.manifest import canonical_json
@@ -284,12 +285,18 @@ class VLMambaForLmms(lmms):
         path = self._journal
         if self.world_size > 1:
             path = path.with_name(f"{path.stem}-{self.rank}{path.suffix}")
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(f"{path}.lock", timeout=0), Journal(path) as opened:
-                yield dict(_read(path)), lambda new: opened.append([asdict(kept) for kept in new])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = take_lock(path.with_name(f"{path.name}.lock"))
         except Timeout:
             raise StoreError(f"{path} is being written by another process. Give another journal.") from None
+        except OSError as error:
+            raise StoreError(cannot_write(path, error)) from error
+        try:
+            with Journal(path) as opened:
+                yield dict(_read(path)), lambda new: opened.append([asdict(kept) for kept in new])
+        finally:
+            lock.release()
 
 
 def _question(context: Any, options: Mapping[str, Any]) -> Question:

@@ -6,6 +6,7 @@ with the sha256 of every file that came.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -17,12 +18,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from vlmamba_eval.fetch.http import DamagedError, FetchError, Found, Http, NoRangesError, Stopped
 from vlmamba_eval.fetch.places import LocalPlace, Place, Places
 from vlmamba_eval.fetch.plan import Batch, free_bytes, in_bytes
 from vlmamba_eval.fetch.zips import Directory, Member, read_directory, unpack
+from vlmamba_eval.files import take_lock
 from vlmamba_eval.images import MAX_IMAGE_BYTES, open_image
 from vlmamba_eval.sources import File, Pictures
 from vlmamba_eval.types import DataError, ImageRef, UsageError
@@ -92,16 +94,26 @@ class Download:
         self._fetched = 0
 
     def __enter__(self) -> Download:
-        self.state.mkdir(parents=True, exist_ok=True)
-        self._guard = FileLock(self.state / "lock")
         try:
-            self._guard.acquire(timeout=0)
+            self.state.mkdir(parents=True, exist_ok=True)
+            self._guard = take_lock(self.state / "lock")
         except Timeout:
             raise UsageError(f"{self.root}: another process is fetching into this folder. Wait for it.") from None
+        except OSError as error:
+            raise self._unusable(error) from None
         return self
 
-    def __exit__(self, *problem: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
         self._guard.release()
+        if isinstance(error, OSError):
+            raise self._unusable(error) from None
+
+    def _unusable(self, error: OSError) -> DataError:
+        remedy = "Make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Mend that, or give another folder"
+        return DataError(
+            f"{error.filename or self.root} can't be used ({error.strerror or error}). What has come is kept. "
+            f"{remedy}, and run the same command again."
+        )
 
     # -- what exactly --------------------------------------------------------------------------------------------------
 

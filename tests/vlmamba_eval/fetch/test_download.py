@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
+import os
 import random
 import signal
 import subprocess
@@ -298,6 +300,25 @@ def test_a_bad_mirror_is_named_before_the_official_host_that_can_not_be_reached(
     assert len(others) == (0 if "ranges" in how and not each else 1)  # that mirror could be told to give the whole
     assert all("http://127.0.0.1:9/" in other and "no connection" in other for other in others)
     assert fetched(tmp_path) == {}
+
+
+def test_a_disk_that_fills_while_files_come_is_said_and_what_came_is_kept(
+    server: Server, http: Http, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [File(name, server.put(f"/{name}", b"{}"), TERMS) for name in ("a.json", "b.json")]
+    first, second = (Batch(file, (Wanted(tmp_path / file.path, file),)) for file in files)
+    run(tmp_path, http, first)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(DataError, match=r"No space left on device\)\. .* Make room"):
+            run(tmp_path, http, second)
+    assert {path.name for path in tmp_path.iterdir()} == {STATE, "a.json"}
+    run(tmp_path, http, second)
+    assert (tmp_path / "b.json").read_bytes() == b"{}"
 
 
 def test_a_mirror_that_is_nothing_is_refused(http: Http, tmp_path: Path) -> None:
