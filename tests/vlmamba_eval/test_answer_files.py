@@ -534,6 +534,57 @@ def test_files_of_a_folder_are_read_in_the_order_of_their_numbers(tmp_path: Path
         read_answer_file(small("What?"), tmp_path / "nowhere")
 
 
+def test_a_chunk_of_a_process_that_had_no_question_is_passed_over(tmp_path: Path) -> None:
+    gqa = samples("gqa")
+    (tmp_path / "model/more").mkdir(parents=True)
+    with pytest.raises(DataError, match="a folder without files, but with the folders 'more': give one of them"):
+        read_answer_file(gqa, tmp_path / "model")
+    (tmp_path / "model/2_1.jsonl").touch()
+    with pytest.raises(DataError, match=r"2_1\.jsonl: holds no answers"):
+        read_answer_file(gqa, tmp_path / "model")
+    lines(tmp_path / "model/2_0.jsonl", saved(gqa))
+    assert texts(gqa, tmp_path / "model") == right(gqa)
+
+
+@pytest.mark.parametrize("dress", [float, "{:.0f}".format, " {}\t".format], ids=["float", "text", "spaces"])
+def test_numbers_are_ids_whatever_a_table_made_of_them(tmp_path: Path, dress: Callable[[int], Any]) -> None:
+    pope = samples("pope")
+    rows = [row | {"question_id": dress(int(row["question_id"]))} for row in saved(pope)]
+    assert texts(pope, lines(tmp_path / "a.jsonl", rows)) == right(pope)
+    with pytest.raises(DataError, match=r"field 'question_id' should be an id .*found 1\.5"):
+        read_answer_file(pope, lines(tmp_path / "a.jsonl", [rows[0] | {"question_id": 1.5}]))
+
+
+@pytest.mark.parametrize("said", ["prediction", "model_output", "pred", "response", "output", "model_answer"])
+def test_the_gold_answer_beside_what_the_model_said_is_never_scored(tmp_path: Path, said: str) -> None:
+    pope = samples("pope")
+    rows = [{"question_id": s.answer_key, "answer": gold(s), said: "maybe"} for s in pope.samples]
+    assert set(texts(pope, lines(tmp_path / "a.jsonl", rows)).values()) == {"maybe"}
+
+
+def test_a_file_of_nothing_but_gold_answers_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlmamba_eval.answers.join.SUSPICIOUS", 200)
+    notes: list[str] = []
+    for task, row in (("pope", 0), ("gqa", 0), ("gqa", 1)):
+        dataset = samples(task)
+        rows = saved(dataset)
+        rows[0]["text"] += "!" * row
+        score_answers(dataset, lines(tmp_path / "a.jsonl", rows), tmp_path, note=notes.append)
+    assert notes == [
+        "POPE: All 288 answers are gold answers, letter for letter: did a model write this file?",
+        "GQA: All 240 answers are gold answers, letter for letter: did a model write this file?",
+    ]
+
+
+def test_one_unknown_row_does_not_send_a_file_to_a_list_that_lacks_it_too(tmp_path: Path) -> None:
+    pope = samples("pope")
+    rows = saved(pope)
+    rows[0]["question_id"] = "987654321"
+    with pytest.raises(DataError, match="1 of 288 answers are unknown") as caught:
+        read_answer_file(pope, lines(tmp_path / "a.jsonl", rows))
+    assert "pope_9000" not in str(caught.value)
+
+
 def test_nan_is_harmless_in_fields_that_nobody_reads(tmp_path: Path) -> None:
     gqa = samples("gqa")
     rows = [row | {"score": math.nan} for row in saved(gqa)]
@@ -560,6 +611,10 @@ def test_nan_is_harmless_in_fields_that_nobody_reads(tmp_path: Path) -> None:
         (b"Yes\nNo\n", "is text that begins with 'Yes'"),
         (b"", "holds no answers"),
         (b"[]", "holds no answers, but an empty list"),
+        (b'{"answers": [{"question_id": 1, "text": "a"}]}', "entry 'answers': a list of rows stands here under a name"),
+        (b'{"question_id": 1, "said": "a"}', r"no field holds the text of an answer \(text, pred.*Rename .* to 'text'"),
+        (b'{"number": 1, "text": "a"}', r"no field holds the id of a question \(question_id, .* to 'question_id'"),
+        (b'[{"question_id": 1, "text": "a', "the file ends within its JSON"),
         (b"[1, 2]", "item 0: expected an object with named fields, found 1"),
         (b'{"results": {}, "configs": {}}', "is lmms-eval's summary of scores"),
         (b'{"v1_0": {"model": "g", "score": [0.5], "content": ["x"]}}', "holds the grades of MM-Vet's evaluator"),

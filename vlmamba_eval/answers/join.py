@@ -15,6 +15,8 @@ from vlmamba_eval.types import Answer, DataError, EvalError, Failure, Generation
 
 FOREIGN_SHARE = 0.01
 """Above this share of rows that ask something else, the file belongs to another list."""
+SUSPICIOUS = 1_000
+"""From so many answers on, a file that holds nothing but gold answers is told."""
 
 
 @dataclass
@@ -89,6 +91,10 @@ class _Index:
         found = [s for s in self.by_question.get(question, ()) if not row.part or row.part in (*s.groups, s.id)]
         found = [sample for sample in found or self.by_question.get(question, ()) if self.asks(sample, row)]
         return found if len(found) == 1 else []
+
+    def fits(self, rows: Sequence[Saved]) -> int:
+        """How many rows answer some question here, as far as their ids and prompts tell."""
+        return sum(any(not row.prompt or self.asks(s, row) for s in self.candidates(row)) for row in rows)
 
     def asks(self, sample: Sample, row: Saved) -> bool:
         return self.asking.asks(sample, row.prompt)
@@ -251,6 +257,12 @@ class _Pass:
         if joined.unchecked:
             which = "All" if joined.unchecked == n else f"{joined.unchecked:,} of {n:,}"
             notes.append(f"{which} answers lack a saved prompt: whether they answer these questions is not checked.")
+        if len(joined.answers) >= SUSPICIOUS and all(
+            _is_gold(sample, joined.answers[sample.id])
+            for sample in self.dataset.samples
+            if sample.id in joined.answers
+        ):
+            notes.append(f"All {n:,} answers are gold answers, letter for letter: did a model write this file?")
         return notes
 
     def _likeliest(self, rows: Sequence[Saved]) -> str:
@@ -268,8 +280,13 @@ class _Pass:
         return f"Is this file for another task, or for another list than `{name}`?"
 
 
+def _is_gold(sample: Sample, answer: Answer) -> bool:
+    golds = (sample.target,) if isinstance(sample.target, str) else sample.target or ()
+    return answer.generation is not None and answer.generation.text in golds
+
+
 def likeliest(dataset: Dataset, rows: Sequence[Saved]) -> str:
-    """The task that rows of answers belong to, if nine in ten join there: those of the same benchmark first.
+    """The task that rows of answers belong to, if nine in ten join there and fewer do here: first its own benchmark's.
 
     Lists that are not at hand are told by their number of questions, within the same benchmark. Empty if none fits.
     """
@@ -277,6 +294,7 @@ def likeliest(dataset: Dataset, rows: Sequence[Saved]) -> str:
     others = [task for name, task in all_tasks().items() if name != this.name]
     kin = [task for task in others if task.info.paper == this.paper or set(task.info.folders) & set(this.folders)]
     some = rows[:: max(1, len(rows) // 300)]
+    here = _Index(dataset).fits(some)
     for task in [*kin, *(task for task in others if task not in kin)]:
         if dataset.source in ("", "hub"):
             break
@@ -284,8 +302,7 @@ def likeliest(dataset: Dataset, rows: Sequence[Saved]) -> str:
             other = load_dataset(task, dataset.source, allow_partial=True)
         except EvalError:
             continue
-        index = _Index(other)
-        fits = sum(any(not r.prompt or index.asks(s, r) for s in index.candidates(r)) for r in some)
-        if fits >= 0.9 * len(some) and len(other.samples) >= len(rows):
+        fits = _Index(other).fits(some)
+        if fits >= 0.9 * len(some) and fits > here and len(other.samples) >= len(rows):
             return task.info.name
     return next((task.info.name for task in kin if task.info.questions == len(rows)), "")

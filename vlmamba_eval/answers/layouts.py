@@ -57,8 +57,11 @@ def read_saved(path: Path) -> Iterator[Saved]:
     if path.is_dir():
         files = sorted((p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")), key=_natural)
         if not files:
-            raise DataError(f"{path} is a folder without files. {EXPECTED}")
-        return chain.from_iterable(_read_file(file) for file in files)
+            folders = sorted(p.name for p in path.iterdir() if p.is_dir())
+            inside = f", but with the folders {shorten(', '.join(folders))}: give one of them" if folders else ""
+            raise DataError(f"{path} is a folder without files{inside}. {EXPECTED}")
+        # A process that had no question of its own to answer leaves an empty chunk.
+        return chain.from_iterable(_read_file(file) for file in [f for f in files if f.stat().st_size] or files[:1])
     if not path.is_file():
         raise DataError(f"{path} does not exist. {EXPECTED}")
     return _read_file(path)
@@ -160,7 +163,7 @@ def _json(path: Path, text: str) -> Iterator[Saved]:
         if not whole.line or (len(text.strip().split("\n")) > 1 and first.rstrip().endswith("}")):
             yield from _lines(path, text)  # names the line
             return
-        if whole.position >= len(text.rstrip()):
+        if whole.position >= len(text.rstrip()) or whole.reason.startswith("Unterminated"):
             what = f"the file ends within its JSON ({whole.reason}); it"
         else:
             what = f"not valid JSON ({whole.reason}, column {whole.column}); the file"
@@ -230,13 +233,16 @@ def _object(path: Path, value: Mapping[str, Any]) -> Iterator[Saved]:
             yield Saved(where, (key,), row.text("model_output"), row.text("question", ""), source=str(path))
         elif isinstance(item, dict) and {"score", "content"} <= set(item):
             raise DataError(f"{path} holds the grades of MM-Vet's evaluator, no answers; give the file that it graded.")
+        elif isinstance(item, list) and item and all(isinstance(one, dict) for one in item):
+            raise DataError(f"{where}: a list of rows stands here under a name. Write that list alone into a file.")
         else:
             found = shorten(item)
             raise DataError(f"{where}: expected the text of an answer, found {found}. {EXPECTED}")
 
 
 IDS = ("question_id", "questionId", "index", "id", "image_id", "pid")
-TEXTS = ("text", "prediction", "model_output", "caption", "answer")
+SAID = ("prediction", "model_output", "pred", "response", "output", "model_answer", "pred_answer", "generated_text")
+TEXTS = ("text", *SAID, "caption", "answer")  # beside a field of what a model said, `answer` is the gold one
 PARTS = ("category", "split")
 COLUMNS = ("index", "question_id", "id", "image_path")
 OURS = {"id", "text", "prompt", "stop"}
@@ -249,22 +255,22 @@ def _reader(first: Row) -> Callable[[Row], Saved]:
         return _lmms
     if names.keys() >= OURS:
         raise DataError(f"{first.where}: this is the `answers.jsonl` of a run of this tool; `report` shows its scores.")
-    if "label" in names and "answer" not in names and "prompt" not in names:
+    if {"label", "image", "text"} <= names.keys() and "answer" not in names and "prompt" not in names:
         raise DataError(f"{first.where}: these rows have a `label`: this is a list of questions, not of answers.")
     if "question" in names and "answer" in names and not any(name in names for name in IDS):
         raise DataError(
             f"{first.where}: rows of `question` and `answer` without an id are what POPE's evaluate.py reads by order. "
             "Here answers are joined by id, never by order: add `question_id`, or give the file that has it."
         )
-    text = next((name for name in TEXTS if name in names), "text")
-    key = next((name for name in IDS if name in names), "question_id")
+    text = _one_of(first, TEXTS, "the text of an answer")
+    key = _one_of(first, IDS, "the id of a question")
     model = "model_id" if isinstance(names.get("model_id"), str) else ""
 
     def read(row: Row) -> Saved:
         other = row.text("question", "") if "prompt" not in row and isinstance(row.values.get("question"), str) else ""
         return Saved(
             row.where,
-            (row.identifier(key),),
+            (_identifier(row, key),),
             row.text(text),
             row.text("prompt", "") or other,
             part=_part(row.values),
@@ -273,6 +279,22 @@ def _reader(first: Row) -> Callable[[Row], Saved]:
         )
 
     return read
+
+
+def _one_of(first: Row, known: Sequence[str], what: str) -> str:
+    found = next((name for name in known if name in first.values), "")
+    if not found:
+        has = shorten(", ".join(first.values))
+        first.fail(f"no field holds {what} ({', '.join(known)}); the row has {has}. Rename that field to {known[0]!r}.")
+    return found
+
+
+def _identifier(row: Row, name: str) -> str:
+    """An id without the spaces around it; what pandas made of a number in a column with holes is a number again."""
+    value = row.get(name)
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return row.identifier(name).strip()
 
 
 def _source(row: Row) -> str:
