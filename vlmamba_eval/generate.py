@@ -202,15 +202,16 @@ def _checked(found: Any, question: Question) -> Generation | Failure:
         or _other(found.n_tokens, "n_tokens", int)
         or ("" if found.stop in get_args(StopReason) else f"stop {found.stop!r:.80}; expected {get_args(StopReason)}")
     )
-    likelihoods = found.likelihoods if isinstance(found.likelihoods, tuple) else (None,)
-    if not problem and question.continuations and len(likelihoods) != len(question.continuations):
-        problem = f"{len(likelihoods)} likelihoods for {len(question.continuations)} continuations"
-    if not problem and any(
-        not isinstance(one, Likelihood) or type(one.logprob) is not float or type(one.n_tokens) is not int
-        for one in likelihoods
-    ):
-        problem = f"likelihoods {likelihoods!r:.200}; expected a tuple of Likelihood"
+    ranked, n = found.likelihoods, len(question.continuations)
+    if not problem and not (isinstance(ranked, tuple) and all(map(_likelihood, ranked))):
+        problem = f"likelihoods {ranked!r:.200}; expected a tuple of Likelihood"
+    if not problem and n and len(ranked) != n:
+        problem = f"{len(ranked)} likelihoods for {n} continuations"
     return Failure("model_error", f"the model returned {problem}") if problem else found
+
+
+def _likelihood(value: Any) -> bool:
+    return isinstance(value, Likelihood) and type(value.logprob) is float and type(value.n_tokens) is int
 
 
 def _other(value: Any, name: str, kind: type) -> str:

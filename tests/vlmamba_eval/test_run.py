@@ -11,6 +11,7 @@ import time
 import weakref
 import zlib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,20 @@ from PIL import Image
 
 from tests.toys import ToyAdapter, ToyTask, picture, png_with, write_toy_data
 from vlmamba_eval.dataset import Dataset, load_dataset
+from vlmamba_eval.generate import batch_tokens_for, checked, halving
 from vlmamba_eval.run import Outcome, evaluate
-from vlmamba_eval.store import read_answers
-from vlmamba_eval.types import Generation, Progress, Question, Score, UsageError
+from vlmamba_eval.store import read_answers, read_verdicts
+from vlmamba_eval.types import (
+    Failure,
+    Generation,
+    ImageQuestions,
+    Likelihood,
+    OutOfMemory,
+    Progress,
+    Question,
+    Score,
+    UsageError,
+)
 
 DERIVED = ("manifest.json", "answers.jsonl", "scores.json", "verdicts.jsonl", "DONE")
 
@@ -135,16 +147,11 @@ def test_a_missing_picture_fails_its_questions_alone_and_nothing_computed_is_los
     picture = data / "toy" / "images" / "2.png"
     content = picture.read_bytes()
     picture.unlink()
-    notes: list[str] = []
-
-    class Notes(Progress):
-        def note(self, message: str) -> None:
-            notes.append(message)
-
-    outcome = evaluate(ToyAdapter(), [toy(data)], tmp_path, progress=Notes())[0]
+    told = Told()
+    outcome = evaluate(ToyAdapter(), [toy(data)], tmp_path, progress=told)[0]
     assert not outcome.complete
     assert (outcome.scores.n_error, headline(outcome).n) == (4, 24)
-    assert "2.png): the image is missing" in notes[0]
+    assert "2.png): the image is missing" in told.notes[0]
     picture.write_bytes(content)
     adapter = ToyAdapter()
     healed = run(data, tmp_path, adapter)
@@ -166,6 +173,117 @@ def test_a_picture_that_the_adapter_cannot_prepare_fails_its_questions_alone(dat
     assert {(failure.kind, failure.message) for failure in failures} == {
         ("model_error", "MemoryError: no blue, please")
     }
+
+
+class Told(Progress):
+    """Keeps the notes of a run."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+def test_a_run_says_which_picture_could_not_be_prepared(data: Path, tmp_path: Path) -> None:
+    class Picky(ToyAdapter):
+        def prepare(self, image):
+            raise MemoryError("no pictures, please")
+
+    told = Told()
+    (data / "toy" / "images" / "0.png").write_bytes(b"")
+    evaluate(Picky(), [toy(data)], tmp_path, progress=told)
+    assert len(told.notes) == 6
+    assert "0.png): " in told.notes[0]
+    assert told.notes[1].endswith("1.png) can't be prepared: MemoryError: no pictures, please")
+
+
+def test_a_batch_that_fails_is_halved_picture_by_picture_then_question_by_question() -> None:
+    """Every step is told, with the reason; answers that are there are not asked for again."""
+    asked: list[list[int]] = []
+
+    def ask(batch: Any) -> Any:
+        asked.append([len(item.questions) for item in batch])
+        if len(batch) > 1:
+            raise OutOfMemory("")
+        if any(question.text == "bad" for question in batch[0].questions):
+            raise OutOfMemory("4 GiB") if len(batch[0].questions) > 1 else TimeoutError("takes too long")
+        return [[generation() for _ in batch[0].questions]]
+
+    questions = [Question("good", 1), Question("bad", 1), Question("good", 1)]
+    notes: list[str] = []
+    pictures = [ImageQuestions(None, tuple(questions[:1])), ImageQuestions(None, tuple(questions))]
+    found = halving(ask, [*pictures, pictures[0]], notes.append)
+    assert asked == [[1, 3, 1], [1], [3, 1], [3], [1], [2], [1], [1], [1]]
+    assert found == [[generation()], [generation(), Failure("timeout", "takes too long"), generation()], [generation()]]
+    assert notes == [
+        "3 images together: out of memory; trying 1 at a time.",
+        "2 images together: out of memory; trying 1 at a time.",
+        "3 questions about one image together: out of memory: 4 GiB; trying 1 at a time.",
+        "2 questions about one image together: out of memory: 4 GiB; trying 1 at a time.",
+        "A question failed: takes too long",
+    ]
+
+
+def test_a_failure_that_an_adapter_returns_is_told() -> None:
+    notes: list[str] = []
+    failed = Failure("model_error", "it has no eyes")
+    batch = [ImageQuestions(None, (Question("a", 1), Question("b", 1)))]
+    assert checked([[generation(), failed]], batch, notes.append) == [[generation(), failed]]
+    assert notes == ["A question failed: it has no eyes"]
+
+
+@pytest.mark.parametrize(
+    ("likelihoods", "problem"),
+    [
+        ((Likelihood(-1.0, 1), Likelihood(-2.0, 2)), ""),
+        ((Likelihood(-1.0, 1),), "1 likelihoods for 2 continuations"),
+        ([Likelihood(-1.0, 1), Likelihood(-2.0, 2)], "expected a tuple of Likelihood"),
+        ((Likelihood(-1.0, 1), Likelihood(-2, 2)), "expected a tuple of Likelihood"),
+        ((Likelihood(-1.0, 1), Likelihood(-2.0, 2.0)), "expected a tuple of Likelihood"),  # type: ignore[arg-type]
+        ((Likelihood(-1.0, 1), -2.0), "expected a tuple of Likelihood"),
+        ((), "0 likelihoods for 2 continuations"),
+    ],
+)
+def test_every_continuation_must_have_its_likelihood(likelihoods: Any, problem: str) -> None:
+    said = Generation("a", "", 1, "likelihood", likelihoods)
+    [[found]] = checked([[said]], [ImageQuestions(None, (Question("?", 1, ("a", "b")),))], lambda message: None)
+    if problem:
+        assert isinstance(found, Failure)
+        assert problem in found.message
+    else:
+        assert found is said
+
+
+def test_the_budget_of_a_batch_depends_on_the_kind_of_device() -> None:
+    devices = ("cpu", "cuda", "cuda:1", "server", "mps:0")
+    assert [batch_tokens_for(device) for device in devices] == [16_384, 65_536, 65_536, 4_096, 16_384]
+
+
+def test_every_question_has_a_row_of_what_became_of_it(data: Path, tmp_path: Path) -> None:
+    (data / "toy" / "images" / "1.png").unlink()
+
+    class Long(ToyAdapter):
+        def _answer(self, pixel: Any, question: Question) -> Generation:
+            return replace(super()._answer(pixel, question), stop="length" if "(2)" in question.text else "eos")
+
+    outcome = run(data, tmp_path, Long())
+    rows = {row["id"]: row for row in read_verdicts(outcome.folder)}
+    assert list(rows) == sorted(rows)
+    assert rows["2-2"] == {
+        "id": "2-2", "image": rows["2-1"]["image"], "question": "What colour (2)?\nAnswer briefly.", "gold": "red",
+        "answer": "red", "parsed": "red", "credit": 1.0, "valid": True, "groups": ["even"], "state": "ok",
+        "truncated": True, "error": None,
+    }  # fmt: skip
+    assert rows["2-1"]["image"].endswith("2.png")
+    assert (rows["2-1"]["truncated"], rows["2-1"]["groups"]) == (False, ["odd"])
+    failed = rows["1-1"]
+    assert "the image is missing" in failed.pop("error")
+    assert {name: failed[name] for name in ("answer", "parsed", "credit", "valid", "state", "truncated")} == {
+        "answer": None, "parsed": None, "credit": None, "valid": None, "state": "error", "truncated": False,
+    }  # fmt: skip
+    [score] = [score for score in outcome.scores.scores if score.headline]
+    assert (score.n_truncated, score.n_error) == (5, 4)
 
 
 BAD = {
@@ -408,13 +526,6 @@ def test_another_number_of_answers_than_questions_fails_only_what_has_no_place(d
 
 
 def test_too_many_errors_stop_a_run_and_so_do_first_questions_that_all_fail_alike(data: Path, tmp_path: Path) -> None:
-    class Told(Progress):
-        def __init__(self) -> None:
-            self.notes: list[str] = []
-
-        def note(self, message: str) -> None:
-            self.notes.append(message)
-
     told = Told()
     [outcome] = evaluate(ToyAdapter(poison="(1)"), [toy(data)], tmp_path, batch_tokens=1, stop_after=3, progress=told)
     assert (outcome.scores.n_error, outcome.scores.n_missing) == (4, 16)
