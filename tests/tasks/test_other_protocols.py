@@ -251,6 +251,25 @@ def test_vizwiz_is_read_from_its_release(put: Put, score: Callable[..., Any]) ->
     assert values["accuracy", "unanswerable"] == values["accuracy", "all"] == 0
 
 
+@pytest.mark.parametrize("file", ["vizwiz/val.json", "vizwiz/Annotations/val.json", "val.json", "Annotations/val.json"])
+@pytest.mark.parametrize("place", ["vizwiz/val", "vizwiz/val_images", "val", "val_images"])
+def test_files_of_vizwiz_may_lie_here(put: Put, tmp_path: Path, file: str, place: str) -> None:
+    put(file, [vizwiz_row()])
+    put(f"{place}/x.jpg", b"")
+    [sample] = VizWiz().load(Folder(tmp_path, VAL.folders)).samples
+    assert sample.image is not None
+    assert Path(sample.image.path).parent == tmp_path / place
+
+
+@pytest.mark.parametrize("place", ["vsr/images", "images", "trainval2017", "coco/train2017"])
+def test_pictures_of_vsr_may_lie_here(put: Put, tmp_path: Path, place: str) -> None:
+    put("vsr/test.jsonl", [{"image": "1.jpg", "caption": "It is near.", "label": 1, "relation": "near"}])
+    put(f"{place}/x.jpg", b"")
+    [sample] = Vsr().load(Folder(tmp_path, ("vsr",))).samples
+    assert sample.image is not None
+    assert Path(sample.image.path).parent == tmp_path / place
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

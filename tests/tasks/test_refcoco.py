@@ -43,6 +43,15 @@ def test_each_list_is_read_from_its_release(put: Put, name: str, kind: str) -> N
     assert first.image.path.endswith("coco/train2014/COCO_train2014_000000581857.jpg")
 
 
+@pytest.mark.parametrize("place", ["train2014", "coco/train2014", "refcoco/train2014", "refcoco/coco/train2014"])
+def test_pictures_may_lie_here(put: Put, place: str) -> None:
+    folder = release(put, [REF])
+    put(f"{place}/x.jpg", b"")
+    [image, *_] = [sample.image for sample in get_task("refcoco").load(folder).samples]
+    assert image is not None
+    assert Path(image.path).parent == folder.root / place
+
+
 def test_the_score_is_the_rate_of_boxes_that_overlap_by_half(put: Put, score: Callable[..., Any]) -> None:
     task = get_task("refcoco")
     loaded = task.load(release(put, [REF]))

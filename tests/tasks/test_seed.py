@@ -142,6 +142,17 @@ def test_pictures_have_no_extension_and_may_be_shared_and_clips_have_one_frame(p
     assert (read_image(first.image), read_image(clip.image)) == (b"picture", b"frame")
 
 
+@pytest.mark.parametrize("there", ["SEED-Bench-image", "SEED-Bench-video-image"])
+@pytest.mark.parametrize("place", ["seed_bench", "."])
+def test_both_folders_of_pictures_lie_where_one_of_them_is(put: Put, tmp_path: Path, place: str, there: str) -> None:
+    put(f"{place}/{there}/x", b"")
+    found = load(put, [question("1"), question("v2", 10)])
+    assert [Path(s.image.path).relative_to(tmp_path / place).as_posix() for s in found if s.image] == [
+        "SEED-Bench-image/14_25",
+        "SEED-Bench-video-image/10_v2.png",
+    ]
+
+
 def test_llavas_question_file_alone_gives_prompts_without_labels(put: Put) -> None:
     text = f"How many?\nA. One\nor two\nB. Two\nC. Three\nD. Four\n{LETTER_ANSWER}"
     rows = [

@@ -199,14 +199,25 @@ def test_answers_in_order_are_not_written_again(tmp_path: Path) -> None:
     assert list(read_answers(tmp_path)) == ["2", "0", "1"]
 
 
-def test_settling_leaves_out_mended_failures_and_answers_that_nobody_asks_for(tmp_path: Path) -> None:
-    with Run(tmp_path, MANIFEST) as run:
-        run.append([Answer("0", None, Failure("data_error", "no such image")), answer(1)])
-    with Run(tmp_path, MANIFEST) as run:
-        run.append([answer(0)])
-    with Run(tmp_path, MANIFEST) as run:
-        run.settle(["0", "1"])
-    assert (tmp_path / ANSWERS).read_bytes().count(b"\n") == 2
+def test_settling_leaves_out_failures_that_a_later_try_mended(tmp_path: Path) -> None:
+    failed = Answer("0", None, Failure("data_error", "no such image"))
+    for name, reopen in (("at once", False), ("after another start", True)):
+        with Run(tmp_path / name, MANIFEST) as run:
+            run.append([failed])
+            run.append([answer(1)])
+        with Run(tmp_path / name, MANIFEST) as run:
+            run.append([answer(0)])
+            run.append([answer(2)])
+            if not reopen:
+                run.settle(["0", "1", "2"])
+        with Run(tmp_path / name, MANIFEST) as run:
+            run.settle(["0", "1", "2"])
+        assert (tmp_path / name / ANSWERS).read_bytes().count(b"\n") == 3
+        assert read_answers(tmp_path / name) == {str(i): answer(i) for i in range(3)}
+
+
+def test_settling_leaves_out_answers_that_nobody_asks_for(tmp_path: Path) -> None:
+    filled(tmp_path, 2)
     with Run(tmp_path, MANIFEST) as run:
         run.settle(["0"])
         assert list(run.answers) == ["0"]
