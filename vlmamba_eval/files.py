@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,23 +25,30 @@ UNFINISHED = ".tmp"  # the end of a temporary file's name
 ABANDONED = 3600.0  # seconds after which the writer of a temporary file is taken for dead
 
 
-def write_atomic(path: Path, content: str) -> None:
+def write_atomic(path: Path, content: str | Callable[[], Iterable[str]]) -> None:
     """Write a text file so that a reader sees the old content or the new one, also after a power failure.
+
+    A long one comes in pieces, from a function that may be called twice.
 
     Temporary file in the same folder, flush, fsync, rename, fsync of the folder. What has no UTF-8 (a lone surrogate)
     is written as its JSON escape. A file that holds the content already is not touched, so that what is finished can
     be shown again from a disk that can only be read. What killed writers of this file left is removed. Raises
     `StoreError`.
     """
-    encoded = content.encode(errors="backslashreplace")
+
+    def encoded() -> Iterator[bytes]:
+        return (
+            piece.encode(errors="backslashreplace") for piece in ([content] if isinstance(content, str) else content())
+        )
+
     try:
-        if path.is_file() and path.read_bytes() == encoded:
+        if path.is_file() and _holds(path, encoded()):
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(encoded)
+                file.writelines(encoded())
                 file.flush()
                 os.fsync(file.fileno())
             with contextlib.suppress(OSError):  # some network file systems have no permissions
@@ -53,6 +61,11 @@ def write_atomic(path: Path, content: str) -> None:
         sync_folder(path.parent)
     except OSError as error:
         raise StoreError(cannot_write(path, error)) from error
+
+
+def _holds(path: Path, pieces: Iterable[bytes]) -> bool:
+    with open(path, "rb") as file:
+        return all(file.read(len(piece)) == piece for piece in pieces) and not file.read(1)
 
 
 def write_json(path: Path, value: Any) -> None:

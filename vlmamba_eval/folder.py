@@ -19,6 +19,7 @@ class Folder:
     def __init__(self, root: Path, folders: Sequence[str] = ()) -> None:
         self.root = root
         self._roots = [root / name for name in folders] + [root]
+        self._images: dict[str, ImageRef] = {}
 
     def find(self, *candidates: str, what: str) -> Path:
         """The first of the candidate paths that exists. `what` says in words what is looked for, for the error."""
@@ -65,14 +66,16 @@ class Folder:
         """A JSON file that is one object."""
         return Row(self.json(path), str(path))
 
-    def rows(self, path: Path, field: str = "") -> list[Row]:
-        """The rows of a JSON file that is a list, or holds one under `field`."""
+    def rows(self, path: Path, field: str = "") -> Iterator[Row]:
+        """The rows of a JSON file that is a list, or holds one under `field`. Each is forgotten when the next comes."""
         value = self.json(path)
         if field:
             value = Row(value, str(path)).get(field)
         if not isinstance(value, list):
             raise DataError(f"{path}: expected a list{f' under {field!r}' if field else ''}, found {shorten(value)}.")
-        return [Row(item, f"{path}: {field or 'item'}[{i}]") for i, item in enumerate(value)]
+        for i in range(len(value)):
+            item, value[i] = value[i], None
+            yield Row(item, f"{path}: {field or 'item'}[{i}]")
 
     def table(self, path: Path) -> dict[str, Row]:
         """The rows of a JSON file that is an object from id to row, in file order."""
@@ -110,7 +113,7 @@ class Folder:
     # -- images --------------------------------------------------------------------------------------------------------
 
     def image(self, folder: Path, name: str, where: str = "") -> ImageRef:
-        """A picture below `folder`, opened when it is read. `where` names the row that asks for it.
+        """A picture below `folder`, opened when it is read. `where` names the first row that asks for it.
 
         Raises `DataError` at once for a name that leaves the folder; a missing file is noticed when it is read.
         """
@@ -123,5 +126,7 @@ class Folder:
         path = folder / relative
         if isinstance(path, InArchive):
             tar, member = path.place()
-            return ImageRef(str(path), f"{where} ({path})" if where else str(path), path=str(tar), member=member)
-        return ImageRef(str(path), f"{where} ({path})" if where else str(path), path=str(path), folder=str(folder))
+            ref = ImageRef(str(path), f"{where} ({path})" if where else str(path), path=str(tar), member=member)
+        else:
+            ref = ImageRef(str(path), f"{where} ({path})" if where else str(path), path=str(path), folder=str(folder))
+        return self._images.setdefault(ref.key, ref)

@@ -120,16 +120,15 @@ class Journal:
             raise StoreError(cannot_write(self.path, error)) from error
         self._size += len(lines)
 
-    def rewrite(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Put these records in the place of all that is there, at once: a reader sees the old file or the new one.
+    def rewrite(self, lines: Iterable[bytes]) -> None:
+        """Put these lines in the place of all that is there, at once: a reader sees the old file or the new one.
 
         Raises `StoreError`; the old file then stays.
         """
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}{UNFINISHED}")
         try:
             with open(temporary, "wb") as file:
-                for record in records:
-                    file.write(encode(record))
+                file.writelines(lines)
                 file.flush()
                 os.fsync(file.fileno())
             self.close()

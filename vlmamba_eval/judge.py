@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def judge(
         )
         scores, graded = score(run.dataset, opened.manifest, opened.answers, judge=model, verdicts=verdicts)
         complete = (folder / DONE).exists() and not scores.n_missing
-        opened.finish(scores, verdict_rows(run.dataset, opened.answers, graded), complete=complete)
+        opened.finish(scores, partial(verdict_rows, run.dataset, opened.answers, graded), complete=complete)
     return scores
 
 

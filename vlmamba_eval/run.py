@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from vlmamba_eval.adapter import Adapter, AdapterInfo, Deferred, ReportsTelemetr
 from vlmamba_eval.dataset import Dataset
 from vlmamba_eval.generate import Answered, batch_tokens_for, generate
 from vlmamba_eval.manifest import Decoding, Manifest, task_identity
-from vlmamba_eval.plan import ImageJobs, batches, plan, share, unanswered
+from vlmamba_eval.plan import Group, batches, plan, share, unanswered, written
 from vlmamba_eval.score import score, verdict_rows
 from vlmamba_eval.store import DONE, SCORES, Run, read_scores
 from vlmamba_eval.task import Ranks, RanksItsOwnWay
@@ -37,7 +38,7 @@ class Outcome:
     complete: bool
 
 
-Answering = Callable[[Sequence[list[ImageJobs]], Callable[[str], None]], Iterator[list[Answered]]]
+Answering = Callable[[Sequence[list[Group]], Callable[[str], None]], Iterator[list[Answered]]]
 """From batches of questions, and where to send notes, to batches of answers: here, or on other machines."""
 
 
@@ -116,25 +117,24 @@ def _answer(
     scoring, progress = work.scoring, work.progress
     names = [dataset.task.info.name for dataset in datasets]
     manifests = [manifest_of(dataset, adapter.info, scoring) for dataset in datasets]
-    wanted = [
-        (name, sample, question(dataset, sample, scoring))
-        for name, dataset in zip(names, datasets, strict=True)
-        for sample in dataset.samples
-    ]
+    by_name = dict(zip(names, datasets, strict=True))
+    planned = plan(
+        ((name, sample) for name, dataset in by_name.items() for sample in dataset.samples),
+        lambda name, sample: question(by_name[name], sample, scoring),
+    )
     runs = {
         name: stack.enter_context(Run(manifest.folder(out), manifest))
         for name, manifest in zip(names, manifests, strict=True)
     }
     info = adapter.info
-    cut = list(batches(plan(wanted), info.image_tokens, work.batch_tokens or batch_tokens_for(info.device)))
+    cut = list(batches(planned, info.image_tokens, work.batch_tokens or batch_tokens_for(info.device)))
     if work.part is not None:
         cut = share(cut, info.image_tokens, *work.part)
     left = (unanswered(batch, lambda name, sample_id: runs[name].state(sample_id) == "ok") for batch in cut)
     todo = [batch for batch in left if batch]
-    asked, planned = (
-        sum(len(job.recipients) for batch in some for group in batch for job in group.jobs) for some in (todo, cut)
-    )
-    progress.start(sum(group.image is not None for batch in todo for group in batch), asked, planned - asked)
+    asked = sum(len(group.asked) - len(group.done) for batch in todo for group in batch)
+    resumed = sum(len(group.asked) for batch in cut for group in batch) - asked
+    progress.start(sum(group.image is not None for batch in todo for group in batch), asked, resumed)
     if not todo:
         return list(runs.values())
     for dataset, run in zip(datasets, runs.values(), strict=True):
@@ -142,7 +142,7 @@ def _answer(
     used: dict[str, Any] = {}
     if work.answering is None:
         loaded = adapter.load() if isinstance(adapter, Deferred) else adapter
-        answered_here = generate(loaded, todo, scoring=scoring, seconds=work.seconds, note=progress.note)
+        answered_here = generate(loaded, map(written, todo), scoring=scoring, seconds=work.seconds, note=progress.note)
         _store(answered_here, runs, work)
         used = dict(loaded.telemetry()) if isinstance(loaded, ReportsTelemetry) else {}
     else:
@@ -189,7 +189,7 @@ def conclude(dataset: Dataset, run: Run, max_errors: int = 0) -> Outcome:
         if before.judge and (before.n_missing, before.n_error) == (scores.n_missing, scores.n_error):
             run.seal(complete=complete)
             return Outcome(run.folder, before, complete)
-    run.finish(scores, verdict_rows(dataset, run.answers, graded), complete=complete)
+    run.finish(scores, partial(verdict_rows, dataset, run.answers, graded), complete=complete)
     return Outcome(run.folder, scores, complete)
 
 

@@ -63,8 +63,9 @@ def grade(
 
     `verdicts`, by sample id, are given (a judge's); without them the task's rules grade.
     """
-    if verdicts is None:
-        verdicts = _by_rules(dataset, answers)
+    task = dataset.task
+    if verdicts is None and isinstance(task, GradesLists):
+        verdicts = _all_at_once(task, dataset, answers)
     graded: list[Graded] = []
     for sample in dataset.samples:
         answer = answers.get(sample.id)
@@ -74,22 +75,18 @@ def grade(
             foreign = answer.failure is not None and answer.failure.kind == "foreign"
             graded.append(Graded(sample, None, "error", foreign=foreign))
         else:
-            graded.append(Graded(sample, verdicts.get(sample.id), "ok", answer.generation.stop == "length"))
+            said = answer.generation
+            given = (
+                verdicts.get(sample.id) if verdicts is not None else task.grade(sample, answer_text(task, sample, said))
+            )
+            graded.append(Graded(sample, given, "ok", said.stop == "length"))
     return graded
 
 
-def _by_rules(dataset: Dataset, answers: Mapping[str, Answer]) -> dict[str, Verdict]:
-    task = dataset.task
-    answered = [
-        (sample, answer_text(task, sample, generation))
-        for sample in dataset.samples
-        if (answer := answers.get(sample.id)) is not None and (generation := answer.generation) is not None
-    ]
-    if isinstance(task, GradesLists):
-        found: Sequence[Verdict] = task.grade_all(answered, dataset.extra)
-    else:
-        found = [task.grade(sample, text) for sample, text in answered]
-    return {sample.id: verdict for (sample, _), verdict in zip(answered, found, strict=True)}
+def _all_at_once(task: GradesLists, dataset: Dataset, answers: Mapping[str, Answer]) -> dict[str, Verdict]:
+    said = texts(dataset, answers)
+    answered = [(sample, said[sample.id]) for sample in dataset.samples if sample.id in said]
+    return dict(zip(said, task.grade_all(answered, dataset.extra), strict=True))
 
 
 def answer_text(task: Task, sample: Sample, generation: Generation) -> str:

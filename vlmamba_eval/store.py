@@ -18,8 +18,9 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -51,6 +52,7 @@ MANIFEST, ANSWERS, TELEMETRY, SCORES, VERDICTS, DONE = (
     "DONE",
 )
 
+SHORT = 32  # characters: so short an answer is kept in memory once
 REPEAT = "run the same evaluation (or `vlmamba-eval score`) again"
 REWRITE = f"Delete it, then {REPEAT}: it is written anew, and no answer is lost."
 
@@ -76,7 +78,8 @@ class Seal:
 class Run:
     """One run folder, opened for writing. Use as a context manager: it holds the run's lock.
 
-    `answers` maps each answered sample id to its answer; failed ones are there too until they are tried again.
+    `answers` maps each answered sample id to its answer; failed ones are there too until they are tried again. The
+    prompts that were sent are in the file alone.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
@@ -86,6 +89,7 @@ class Run:
         self._lock: BaseFileLock | None = None
         self._journal = Journal(folder / ANSWERS)
         self._tried_again = False  # whether the file holds a failed answer beside its later try
+        self._said: dict[Generation, Generation] = {}  # "yes" is kept in memory once
 
     def __enter__(self) -> Run:
         try:
@@ -101,14 +105,14 @@ class Run:
             if not (self.folder / DONE).exists():
                 raise StoreError(cannot_write(self.folder, error)) from error
             self._check_manifest()  # finished, and nothing can be written: it can still be shown
-            self.answers = read_answers(self.folder)
+            self.answers = _read_answers(self.folder, self._bare)[0]
             return self
         try:
             remove_leftovers(self.folder)
             write_atomic(self.folder / ".owner", f"process {os.getpid()} on {socket.gethostname()}\n")
             self._check_manifest()
             self._journal.__enter__()
-            self.answers, n_lines = _read_answers(self.folder)
+            self.answers, n_lines = _read_answers(self.folder, self._bare)
             self._tried_again = n_lines > len(self.answers)
             sync_folder(self.folder)
         except BaseException as error:
@@ -143,7 +147,16 @@ class Run:
         self._journal.append([_to_record(answer) for answer in answers])
         for answer in answers:
             self._tried_again |= answer.id in self.answers
-            self.answers[answer.id] = answer
+            self.answers[answer.id] = self._bare(answer)
+
+    def _bare(self, answer: Answer) -> Answer:
+        """An answer without its prompt; short ones that are equal become one object."""
+        if answer.generation is None:
+            return answer
+        bare = replace(answer.generation, prompt="")
+        if len(bare.text) <= SHORT and not bare.likelihoods:
+            bare = self._said.setdefault(bare, bare)
+        return Answer(answer.id, bare, answer.failure)
 
     def settle(self, ids: Sequence[str]) -> None:
         """Put the answers into the order of `ids`, without failures that a later try mended.
@@ -151,22 +164,31 @@ class Run:
         A run that was interrupted, or answered by many workers, so ends with the bytes of an undisturbed one. Nothing
         is written if they are in order. Raises `StoreError`.
         """
-        wanted = [self.answers[key] for key in ids if key in self.answers]
-        settled = not self._tried_again and all(a is b for a, b in zip(wanted, self.answers.values(), strict=False))
-        if settled and len(wanted) == len(self.answers):
-            return
-        self._journal.rewrite(map(_to_record, wanted))
-        self.answers = {answer.id: answer for answer in wanted}
-        self._tried_again = False
+        order = [key for key in ids if key in self.answers]
+        if self._tried_again or order != list(self.answers):
+            self._journal.rewrite(self._lines(order))
+            self.answers = {key: self.answers[key] for key in order}
+            self._tried_again = False
+
+    def _lines(self, order: Iterable[str]) -> Iterator[bytes]:
+        """The last line of each of these answers."""
+        starts, end = dict[str, int](), 0
+        with open(self.folder / ANSWERS, "rb") as file:
+            for line in file:
+                starts[_decode(journal.whole(line[:-1])).id] = end
+                end += len(line)
+            for key in order:
+                file.seek(starts[key])
+                yield file.readline()
 
     def state(self, sample_id: str) -> Literal["ok", "missing", "error"]:
         """Whether a sample has its answer, none, or a failure."""
         answer = self.answers.get(sample_id)
         return "missing" if answer is None else "ok" if answer.failure is None else "error"
 
-    def finish(self, scores: Scores, verdicts: Iterable[Mapping[str, Any]], *, complete: bool) -> None:
-        """Write the derived files, `DONE` last."""
-        write_atomic(self.folder / VERDICTS, "".join(json.dumps(row) + "\n" for row in verdicts))
+    def finish(self, scores: Scores, verdicts: Callable[[], Iterable[Mapping[str, Any]]], *, complete: bool) -> None:
+        """Write the derived files, `DONE` last. `verdicts` gives the rows of its file, each time that it is called."""
+        write_atomic(self.folder / VERDICTS, lambda: (json.dumps(row) + "\n" for row in verdicts()))
         write_json(self.folder / SCORES, ScoresFile(_sha256(canonical_json(scores).encode()), scores))
         self.seal(complete=complete)
 
@@ -229,18 +251,19 @@ def read_answers(folder: Path) -> dict[str, Answer]:
     return _read_answers(folder)[0]
 
 
-def _read_answers(folder: Path) -> tuple[dict[str, Answer], int]:
-    """The answers by sample id, and the number of lines that they were read from."""
+def _read_answers(
+    folder: Path, keep: Callable[[Answer], Answer] = lambda answer: answer
+) -> tuple[dict[str, Answer], int]:
+    """The answers by sample id, as `keep` makes them, and the number of lines that they were read from."""
     path = folder / ANSWERS
     answers: dict[str, Answer] = {}
     number = 0
-    said: dict[str, str] = {}  # "yes" is kept in memory once
     for number, record in journal.read(path, "answer", _decode):
-        answer = _from_record(record, said)
+        answer = _from_record(record)
         before = answers.get(answer.id)
         if before is not None and before.failure is None:
             raise StoreError(f"{path}:{number}: sample {answer.id!r} has two answers. Delete one of the lines.")
-        answers[answer.id] = answer
+        answers[answer.id] = keep(answer)
     return answers, number
 
 
@@ -322,10 +345,10 @@ def _to_record(answer: Answer) -> dict[str, Any]:
     return record
 
 
-def _from_record(record: _Record, said: dict[str, str]) -> Answer:
+def _from_record(record: _Record) -> Answer:
     if record.text is None:
         return Answer(record.id, None, record.failure)
-    text = said.setdefault(record.text, record.text) if len(record.text) <= 32 else record.text
+    text = sys.intern(record.text) if len(record.text) <= SHORT else record.text
     likelihoods = tuple(Likelihood(logprob, n) for logprob, n in record.likelihoods)
     return Answer(record.id, Generation(text, record.prompt, record.n_tokens, record.stop, likelihoods), record.failure)
 

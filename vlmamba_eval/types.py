@@ -89,6 +89,10 @@ class HubCell:
     place: int | None = None
 
 
+NOTHING: Mapping[str, Any] = {}
+"""What most samples and verdicts have besides: shared by all, since a list may have half a million."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One question of a benchmark with its gold label.
@@ -106,7 +110,7 @@ class Sample:
     target: str | tuple[str, ...] | None
     choices: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
     external_id: str = ""
     where: str = ""
 
@@ -218,7 +222,7 @@ class Verdict:
     parsed: str | None
     credit: float
     valid: bool = True
-    also: Mapping[str, float] = field(default_factory=dict)
+    also: Mapping[str, float] = field(default_factory=lambda: NOTHING)
 
 
 @dataclass(frozen=True, slots=True)

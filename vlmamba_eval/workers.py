@@ -17,7 +17,7 @@ from typing import Any
 
 from vlmamba_eval.adapter import Adapter
 from vlmamba_eval.generate import Answered, generate
-from vlmamba_eval.plan import EACH, ImageJobs, finer, size_of
+from vlmamba_eval.plan import EACH, Group, ImageJobs, finer, size_of, written
 from vlmamba_eval.types import EvalError, Scoring, UsageError
 
 IN_HAND = 2  # batches per worker: while one is answered, the next one's way is over
@@ -68,13 +68,13 @@ class Worker:
 class _Unit:
     """One batch, and how many workers died with it."""
 
-    groups: list[ImageJobs]
+    groups: list[Group]
     losses: int = 0
 
 
 def answer_on_workers(
     recipe: Recipe,
-    batches: Sequence[list[ImageJobs]],
+    batches: Sequence[list[Group]],
     note: Callable[[str], None],
     *,
     device: str,
@@ -127,14 +127,14 @@ def _hand_out(
     def give(worker: Any) -> None:
         while todo and sum(by is worker for _, by in running.values()) < IN_HAND:
             unit = todo.popleft()
-            running[worker.answer.remote(unit.groups)] = unit, worker
+            running[worker.answer.remote(written(unit.groups))] = unit, worker
 
     # One batch each before anybody gets a second: the largest are spread.
     for _ in range(IN_HAND):
         for worker in actors:
             if todo:
                 unit = todo.popleft()
-                running[worker.answer.remote(unit.groups)] = unit, worker
+                running[worker.answer.remote(written(unit.groups))] = unit, worker
     while running:
         [future, *_], _ = ray.wait(list(running), num_returns=1)
         unit, worker = running.pop(future)

@@ -38,7 +38,7 @@ from vlmamba_eval.folder import Folder
 from vlmamba_eval.model_adapters.llava import bench as llava
 from vlmamba_eval.model_adapters.vlmamba.bench.full_suite import random_adapter
 from vlmamba_eval.model_adapters.vlmamba.bench.profiles import PROFILES, draw
-from vlmamba_eval.plan import batches, plan
+from vlmamba_eval.plan import ImageJobs, batches, plan, written
 from vlmamba_eval.registry import registry
 from vlmamba_eval.store import read_answers
 from vlmamba_eval.sums import Sums
@@ -193,7 +193,7 @@ class Told(Progress):
 
 def child(arguments: Arguments) -> None:
     """Load the model; then answer, or answer a share, or run the engine alone; print the seconds."""
-    from vlmamba_eval.run import answer_share, evaluate, question
+    from vlmamba_eval.run import answer_share, evaluate
 
     began = time.perf_counter()
     adapter = load_model(arguments.model, arguments.device)
@@ -206,11 +206,11 @@ def child(arguments: Arguments) -> None:
         from vlmamba_eval.generate import batch_tokens_for
         from vlmamba_eval.images import open_image
 
-        wanted = [(d.task.info.name, sample, question(d, sample, "generate")) for d in datasets for sample in d.samples]
+        groups = grouped([(dataset, sample) for dataset in datasets for sample in dataset.samples])
         first = datasets[0].samples[0].image
         assert first
         pixels = adapter.prepare(open_image(first))
-        cut = list(batches(plan(wanted), adapter.info.image_tokens, batch_tokens_for(adapter.info.device)))
+        cut = list(batches(groups, adapter.info.image_tokens, batch_tokens_for(adapter.info.device)))
         began = time.perf_counter()
         for batch in cut:
             adapter.generate([ImageQuestions(pixels, tuple(job.question for job in group.jobs)) for group in batch])
@@ -227,15 +227,26 @@ def child(arguments: Arguments) -> None:
 def warm_up(adapter: Any, datasets: Sequence[Dataset]) -> None:
     """Kernels are compiled, and captured for the usual shapes, before the clock runs."""
     from vlmamba_eval.generate import generate
-    from vlmamba_eval.run import question
 
     for dataset in datasets:
         ids = dict.fromkeys(sample.image.key for sample in dataset.samples if sample.image)
         first = set(list(ids)[:40])
         some = [sample for sample in dataset.samples if sample.image and sample.image.key in first]
-        groups = plan((dataset.task.info.name, sample, question(dataset, sample, "generate")) for sample in some)
-        for _ in generate(adapter, [groups]):
+        for _ in generate(adapter, [grouped([(dataset, sample) for sample in some])]):
             pass
+
+
+def grouped(asked: Sequence[tuple[Dataset, Sample]]) -> list[ImageJobs]:
+    """The questions about these samples, by image."""
+    from vlmamba_eval.run import question
+
+    by_name = {dataset.task.info.name: dataset for dataset, _ in asked}
+    return written(
+        plan(
+            ((dataset.task.info.name, sample) for dataset, sample in asked),
+            lambda name, sample: question(by_name[name], sample, "generate"),
+        )
+    )
 
 
 def _synchronize(device: str) -> None:

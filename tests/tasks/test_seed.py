@@ -286,7 +286,7 @@ def test_a_question_that_stands_twice_is_asked_once_counted_twice_and_submitted_
     rows = [question("49914", 1), question("7", 1), question("49914", 1)]
     samples = read_folder(SEED, put("seed_bench/SEED-Bench.json", {"questions": rows}).parents[1]).samples
     assert [(s.id, s.answer_key) for s in samples] == [("49914", "49914"), ("7", "7"), ("49914#2", "49914")]
-    [group] = plan([("seed", s, Question(SEED.prompt(s), 1)) for s in samples if s.answer_key == "49914"])
+    [group] = plan([("seed", s) for s in samples if s.answer_key == "49914"], lambda _, s: Question(SEED.prompt(s), 1))
     assert [job.recipients for job in group.jobs] == [[("seed", "49914"), ("seed", "49914#2")]]
     (path,) = SEED.submit(samples, {"49914": "A", "7": "B", "49914#2": "A"}, tmp_path, None)
     written = [json.loads(line)["question_id"] for line in path.read_text().splitlines()]

@@ -31,7 +31,7 @@ def whole_run(folder: Path) -> None:
     """Written, closed, and read back."""
     with Run(folder, MANIFEST) as run:
         run.append([answer(0), answer(1), answer(2)])
-        run.finish(SCORES, [], complete=True)
+        run.finish(SCORES, list, complete=True)
     assert list(read_answers(folder)) == ["0", "1", "2"]
     assert read_scores(folder) == SCORES
 
@@ -123,7 +123,7 @@ def test_the_next_writer_of_a_run_removes_what_a_killed_one_left(tmp_path: Path,
         with Run(tmp_path, MANIFEST) as run:
             run.append([answer(1), answer(0)])
             run.settle(["0", "1"])
-            run.finish(SCORES, [{"id": "0"}], complete=True)
+            run.finish(SCORES, lambda: [{"id": "0"}], complete=True)
 
     killed_at_the_nth_rename(n, write)
     before = sorted(path.name for path in tmp_path.glob(".*.tmp"))

@@ -18,27 +18,31 @@ def sample(name: str, image: str | None, text: str = "?") -> Sample:
     return Sample(name, reference(image) if image else None, text, None)
 
 
-def wanted(task: str, *samples: Sample) -> list[tuple[str, Sample, Question]]:
-    return [(task, item, Question(item.question, 8)) for item in samples]
+def asked(task: str, *samples: Sample) -> list[tuple[str, Sample]]:
+    return [(task, item) for item in samples]
+
+
+def ask(task: str, item: Sample) -> Question:
+    return Question(item.question, {"brief": 8}.get(task, 16))
 
 
 def test_questions_of_one_image_meet_across_tasks_in_order_of_appearance() -> None:
-    groups = plan(wanted("a", sample("1", "x", "q1"), sample("2", "y", "q2")) + wanted("b", sample("3", "x", "q3")))
+    groups = plan(asked("a", sample("1", "x", "q1"), sample("2", "y", "q2")) + asked("b", sample("3", "x", "q3")), ask)
     assert [[job.question.text for job in group.jobs] for group in groups] == [["q1", "q3"], ["q2"]]
 
 
 def test_exact_duplicates_are_asked_once_and_recorded_for_each() -> None:
-    [group] = plan(wanted("a", sample("1", "x"), sample("2", "x")) + wanted("b", sample("1", "x")))
+    [group] = plan(asked("a", sample("1", "x"), sample("2", "x")) + asked("b", sample("1", "x")), ask)
     assert [job.recipients for job in group.jobs] == [[("a", "1"), ("a", "2"), ("b", "1")]]
 
 
 def test_equal_texts_about_other_images_or_with_another_limit_are_not_duplicates() -> None:
-    groups = plan([*wanted("a", sample("1", "x"), sample("2", "y")), ("b", sample("3", "x"), Question("?", 16))])
+    groups = plan(asked("a", sample("1", "x"), sample("2", "y")) + asked("brief", sample("3", "x")), ask)
     assert [len(group.jobs) for group in groups] == [2, 1]
 
 
 def test_text_alone_shares_nothing_but_equal_texts() -> None:
-    groups = plan(wanted("a", sample("1", None, "p"), sample("2", None, "q"), sample("3", None, "p")))
+    groups = plan(asked("a", sample("1", None, "p"), sample("2", None, "q"), sample("3", None, "p")), ask)
     assert [(group.image, len(group.jobs[0].recipients)) for group in groups] == [(None, 2), (None, 1)]
 
 
@@ -47,7 +51,7 @@ def test_one_picture_in_two_folders_is_one_image_and_equal_names_alone_are_not_e
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "COCO_1.png").write_bytes(picture(colour))
     images = [Folder(tmp_path).image(tmp_path / folder, "COCO_1.png") for folder in ("vqav2", "pope", "other")]
-    groups = plan([("t", Sample(str(i), image, "?", None), Question(str(i), 8)) for i, image in enumerate(images)])
+    groups = plan([("t", Sample(str(i), image, str(i), None)) for i, image in enumerate(images)], ask)
     assert [len(group.jobs) for group in groups] == [2, 1]
 
 
@@ -56,14 +60,12 @@ def test_a_missing_picture_does_not_stop_the_planning(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "a" / "x.png").write_bytes(picture())
     images = [Folder(tmp_path).image(tmp_path / folder, "x.png") for folder in ("a", "b")]
-    assert len(plan([("t", Sample(str(i), image, "?", None), Question("?", 8)) for i, image in enumerate(images)])) == 2
+    assert len(plan([("t", Sample(str(i), image, "?", None)) for i, image in enumerate(images)], ask)) == 2
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9)), max_size=40), st.integers(1, 400))
-def test_batches_keep_every_group_whole_and_within_the_budget(asked: list[tuple[int, int]], budget: int) -> None:
-    groups = plan(
-        [("t", sample(str(i), f"image {image}", f"q{q}"), Question(f"q{q}", 8)) for i, (image, q) in enumerate(asked)]
-    )
+def test_batches_keep_every_group_whole_and_within_the_budget(places: list[tuple[int, int]], budget: int) -> None:
+    groups = plan([("t", sample(str(i), f"image {image}", f"q{q}")) for i, (image, q) in enumerate(places)], ask)
     packed = list(batches(groups, 20, budget))
     assert [group for batch in packed for group in batch] == groups
     for batch in packed:

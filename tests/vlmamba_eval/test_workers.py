@@ -223,6 +223,6 @@ def test_ray_workers_that_are_killed_lose_nothing_and_change_no_byte(tmp_path: P
 
 def test_equal_plans_have_equal_shares_on_every_machine() -> None:
     samples = [Sample(f"{i}-{q}", reference(f"{i}"), "?", "a") for i in range(9) for q in range(i % 3 + 1)]
-    cut = list(batches(plan([("toy", sample, Question(sample.id, 4)) for sample in samples]), 10, 100))
+    cut = list(batches(plan([("toy", sample) for sample in samples], lambda _, one: Question(one.id, 4)), 10, 100))
     ask = partial(share, cut, 10, 2, 4)
     assert ask() == ask()

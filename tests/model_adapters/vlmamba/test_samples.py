@@ -18,14 +18,10 @@ from vlmamba_eval.types import ImageQuestions, Question
 def test_sharing_changes_no_answer_on_any_sample() -> None:
     adapter = registry.load("vlmamba-tiny", {"device": "cpu"})
     plain = registry.load("vlmamba-tiny", {"device": "cpu", "sharing": False})
-    wanted = [
-        (task.info.name, sample, Question(task.prompt(sample), 16))
-        for task in all_tasks().values()
-        if has_samples(task)
-        for sample in load_dataset(task, "samples").samples
-    ]
+    tasks = {name: task for name, task in all_tasks().items() if has_samples(task)}
+    wanted = [(name, sample) for name, task in tasks.items() for sample in load_dataset(task, "samples").samples]
     batch = []
-    for group in plan(wanted):
+    for group in plan(wanted, lambda name, sample: Question(tasks[name].prompt(sample), 16)):
         image = None if group.image is None else adapter.prepare(open_image(group.image))
         batch.append(ImageQuestions(image, tuple(job.question for job in group.jobs)))
     assert len(batch) > 40
