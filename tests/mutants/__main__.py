@@ -2,7 +2,9 @@
 
 What is changed: comparisons, arithmetic, `and` and `or`, numbers, truth values, short texts, conditions, return values;
 and statements are left out. Each mutant runs in a process of its own, forked from one that holds the libraries; the
-module is changed as it is imported, never on the disk. A mutant is killed if a test fails, or takes far too long.
+module is changed as it is imported, never on the disk. A mutant is killed if a test fails, or takes far too long. First
+the tests run once without any, to see which of them call which function: those that never call a function can't notice
+what is changed in it, and are left out.
 
 Left alone: docstrings, types, messages of errors, and what only Python's own machinery reads (`strict=`, `slots=`). A
 survivor that behaves as before is listed in `equal.csv`, with the reason; all others need a test.
@@ -11,21 +13,25 @@ survivor that behaves as before is listed in `equal.csv`, with the reason; all o
 from __future__ import annotations
 
 import ast
+import builtins
 import copy
 import csv
 import importlib.abc
 import importlib.machinery
 import importlib.util
 import os
+import pickle
 import random
 import resource
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType
+from typing import Any
 
 import click
 
@@ -127,7 +133,7 @@ def changed(node: ast.AST) -> Iterator[ast.AST | None]:
             other.test = ast.Constant(value)
             yield other
     elif isinstance(node, ast.Return) and node.value is not None:
-        if not (isinstance(node.value, ast.Constant) and node.value.value is None):
+        if not (isinstance(node.value, ast.Constant) and node.value.value in (None, False)):  # all the same to an `if`
             yield ast.Return(ast.Constant(None))
     elif isinstance(node, ast.Continue | ast.Break) or (
         isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
@@ -219,33 +225,35 @@ def mutants(module: str) -> list[Mutant]:
 
 
 class Importer(importlib.abc.MetaPathFinder):
-    """Imports one module from another syntax tree than its file's."""
+    """Imports modules (by their files) from other syntax trees than the files'."""
 
-    def __init__(self, mutant: Mutant) -> None:
-        name = mutant.module.removesuffix(".py").replace("/", ".")
-        self.name = name if name.startswith("vlmamba_eval.") else f"vlmamba_eval.{name}"
-        self.loader = Loader(self.name, str(ROOT / mutant.module))
-        self.loader.mutant = mutant
+    def __init__(self, changes: Mapping[str, ast.NodeTransformer]) -> None:
+        self.loaders = {}
+        for module, change in changes.items():
+            name = module.removesuffix(".py").replace("/", ".")
+            name = name if name.startswith("vlmamba_eval.") else f"vlmamba_eval.{name}"
+            self.loaders[name] = Loader(name, str(ROOT / module))
+            self.loaders[name].change = change
 
     def find_spec(self, fullname: str, path: object, target: object = None) -> importlib.machinery.ModuleSpec | None:
-        if fullname != self.name:
+        if (loader := self.loaders.get(fullname)) is None:
             return None
-        return importlib.util.spec_from_file_location(fullname, self.loader.path, loader=self.loader)
+        return importlib.util.spec_from_file_location(fullname, loader.path, loader=loader)
 
 
 class Loader(importlib.machinery.SourceFileLoader):
-    """Compiles a mutant in place of the file."""
+    """Compiles a changed tree in place of the file."""
 
-    mutant: Mutant
+    change: ast.NodeTransformer
 
     def get_code(self, fullname: str) -> CodeType:
         tree = ast.parse(Path(self.path).read_text(encoding="utf-8"))
-        Changer(self.mutant.module, self.mutant.place).visit(tree)
+        self.change.visit(tree)
         return compile(ast.fix_missing_locations(tree), self.path, "exec")
 
 
-def survives(mutant: Mutant | None, tests: Sequence[str], seconds: float) -> bool:
-    """Whether all tests pass with a mutant (None: with the module as it is)."""
+def run_tests(changes: Mapping[str, ast.NodeTransformer], files: Sequence[str], plugin: Plugin, seconds: float) -> bool:
+    """Run test files over changed modules in a process of their own. Whether all tests passed."""
     child = os.fork()
     if child == 0:
         signal.alarm(int(seconds))
@@ -254,14 +262,127 @@ def survives(mutant: Mutant | None, tests: Sequence[str], seconds: float) -> boo
         for stream in (0, 1, 2):
             os.dup2(nothing, stream)
         os.setsid()
-        if mutant is not None:
-            sys.meta_path.insert(0, Importer(mutant))
+        sys.meta_path.insert(0, Importer(changes))
         import pytest
 
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore"]
-        os._exit(min(int(pytest.main([*options, *tests])), 1))
+        options = [*plugin.options, "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore"]
+        failed = pytest.main([*options, *files], plugins=[plugin])
+        plugin.end()
+        os._exit(min(int(failed), 1))
     _, status = os.waitpid(child, 0)
     return status == 0
+
+
+class Plugin:
+    """What of pytest is changed."""
+
+    options: tuple[str, ...] = ()
+
+    def end(self) -> None:
+        """Called after the tests."""
+
+
+class Only(Plugin):
+    """These tests alone, the quickest first, until one fails."""
+
+    options = ("-x",)
+
+    def __init__(self, seconds: Mapping[str, float]) -> None:
+        self.seconds = seconds
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        wanted = [item for item in items if item.nodeid in self.seconds]
+        items[:] = sorted(wanted, key=lambda item: self.seconds[item.nodeid])
+
+
+@dataclass
+class Seen:
+    """What the tests do without any mutant."""
+
+    callers: dict[tuple[str, str], set[str]]
+    """By module and function; "" stands for what is called outside of tests."""
+    seconds: dict[str, float]
+    failed: set[str]
+
+    def noticing(self, mutant: Mutant) -> dict[str, float]:
+        """The tests that may notice a mutant, and how long each takes."""
+        files = tests_of(mutant.module)
+        callers = self.callers.get((mutant.module, mutant.function), {""})
+        return {
+            test: seconds
+            for test, seconds in self.seconds.items()
+            if test.split("::")[0] in files and (test in callers or "" in callers) and test not in self.failed
+        }
+
+
+class Watch(Plugin):
+    """Remembers which test calls which function, and writes it down at the end."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seen = Seen({}, {}, set())
+        self._test = ""
+
+    def called(self, module: str, function: str) -> None:
+        self.seen.callers[module, function].add(self._test)
+
+    def end(self) -> None:
+        self.path.write_bytes(pickle.dumps(self.seen))
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self._test = nodeid
+
+    def pytest_runtest_logfinish(self) -> None:
+        self._test = ""
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self.seen.seconds[report.nodeid] = self.seen.seconds.get(report.nodeid, 0.0) + report.duration
+        if report.failed:
+            self.seen.failed.add(report.nodeid)
+
+
+class Teller(ast.NodeTransformer):
+    """Makes each function of a module tell that it is called."""
+
+    def __init__(self, module: str, watch: Watch) -> None:
+        self.module, self.watch = module, watch
+        self._names: list[str] = []
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        return self._inside(node)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        key = self.module, ".".join([*self._names, node.name])
+        self.watch.seen.callers[key] = set()
+        self._inside(node)
+        tell = ast.parse(f"__import__('builtins').called{key!r}").body
+        place = int(ast.get_docstring(node) is not None)
+        node.body[place:place] = tell
+        return node
+
+    def _inside(self, node: ast.ClassDef | ast.FunctionDef) -> ast.AST:
+        self._names.append(node.name)
+        self.generic_visit(node)
+        self._names.pop()
+        return node
+
+
+def watch(modules: Sequence[str]) -> Seen:
+    """Run the tests of modules once, as they are."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "seen"
+        plugin = Watch(path)
+        builtins.called = plugin.called  # type: ignore[attr-defined]
+        files = dict.fromkeys(file for module in modules for file in tests_of(module))
+        run_tests({module: Teller(module, plugin) for module in modules}, list(files), plugin, 3600)
+        return pickle.loads(path.read_bytes())
+
+
+def survives(mutant: Mutant, tests: Mapping[str, float]) -> bool:
+    """Whether all these tests pass with a mutant."""
+    files = [file for file in tests_of(mutant.module) if any(test.startswith(f"{file}::") for test in tests)]
+    changes = {mutant.module: Changer(mutant.module, mutant.place)}
+    return not files or run_tests(changes, files, Only(tests), 60 + 10 * sum(tests.values()))
 
 
 # =============================================================================
@@ -290,7 +411,9 @@ def main(sample: int, seed: int, modules: tuple[str, ...], minutes: float, least
     population = [mutant for module in modules or COVERED for mutant in mutants(module)]
     drawn = random.Random(seed).sample(population, min(sample, len(population)))
     known, ends = equal(), time.monotonic() + 60 * minutes
-    limits: dict[str, float] = {}
+    seen = watch(sorted({mutant.module for mutant in drawn}))
+    for test in sorted(seen.failed):
+        click.echo(f"LEFT OUT {test}: it fails without any mutant.")
     killed, same, alive = 0, 0, 0
     for mutant in drawn:
         if time.monotonic() > ends:
@@ -298,13 +421,7 @@ def main(sample: int, seed: int, modules: tuple[str, ...], minutes: float, least
         if mutant.key in known:
             same += 1
             continue
-        tests = tests_of(mutant.module)
-        if mutant.module not in limits:
-            begun = time.monotonic()
-            if not survives(None, tests, 600):
-                raise click.ClickException(f"The tests of {mutant.module} fail without any mutant.")
-            limits[mutant.module] = 30 + 5 * (time.monotonic() - begun)
-        if survives(mutant, tests, limits[mutant.module]):
+        if survives(mutant, seen.noticing(mutant)):
             alive += 1
             click.echo(f"SURVIVED {mutant.module}:{mutant.line} {mutant.function}: {mutant.before}  ->  {mutant.after}")
         else:

@@ -185,6 +185,11 @@ def test_wilsons_interval_equals_scipys(successes: int, n: int) -> None:
     assert wilson(successes, n) == pytest.approx((expected.low, expected.high))
 
 
+def test_wilsons_interval_ends_exactly_at_none_and_at_all() -> None:
+    assert {wilson(0, n)[0] for n in range(1, 300)} == {0.0}
+    assert {wilson(n, n)[1] for n in range(1, 300)} == {1.0}
+
+
 @pytest.mark.parametrize(("credit", "low", "high"), [(1.0, 72.2467, 100.0), (0.0, 0.0, 27.7533)])
 def test_all_right_or_all_wrong_is_no_certainty(credit: float, low: float, high: float) -> None:
     score = headline(graded([[credit, credit]] * 10))
