@@ -93,7 +93,9 @@ class _Embeddings(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """[i, 3, h, w] -> [i, t, c]"""
         kind, positions = self.config.kind, self.position_embedding.weight
-        x = self.patch_embedding(pixels.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)  # [i, p, c]
+        x = self.patch_embedding(pixels.to(self.patch_embedding.weight.dtype)).flatten(2)  # [i, c, p]
+        # Sums keep their terms' order in memory: laid out here, or every layer would copy.
+        x = x.transpose(1, 2).contiguous()  # [i, p, c]
         if kind == "siglip":
             return x + positions
         leading = self.class_embedding.expand(len(x), 1, -1)  # [i, 1, c]

@@ -149,9 +149,11 @@ class Engine:
     def generate(self, batch: Sequence[ImageQuestions]) -> list[list[Generation]]:
         """Answer every question greedily, in order."""
         with torch.inference_mode(), memory_errors(self._shrink):
+            # A GPU reads the images while the host makes tokens of the questions.
+            prefixes = self._read_images(batch) if self.sharing else None
             rows = self._rows(batch)
             if self.sharing:
-                self._decode_all(rows, self._read_images(batch))
+                self._decode_all(rows, prefixes)
             else:
                 for row in rows:
                     self._generate_plainly(row, batch[row.group].image)
@@ -160,12 +162,13 @@ class Engine:
     def rank(self, batch: Sequence[ImageQuestions]) -> list[list[Generation]]:
         """Score every continuation of every question, in order; the best mean log-probability a token is the text."""
         with torch.inference_mode(), memory_errors(self._shrink):
+            for question in (question for item in batch for question in item.questions):
+                if not question.continuations:
+                    raise ValueError(f"nothing to rank: the question {question.text!r} has no continuations")
+            prefixes = self._read_images(batch) if self.sharing else None
             rows = self._rows(batch)
-            for row in rows:
-                if not row.question.continuations:
-                    raise ValueError(f"nothing to rank: the question {row.question.text!r} has no continuations")
             if self.sharing:
-                self._rank_all(rows, self._read_images(batch))
+                self._rank_all(rows, prefixes)
             else:
                 for row in rows:
                     self._rank_plainly(row, batch[row.group].image)

@@ -321,7 +321,6 @@ def _conv_kernel(
     in_d = channels < d
     row = tl.cast(tl.program_id(2), tl.int64)
     base = tl.program_id(1) * BLOCK_T
-    ts = base + tl.arange(0, BLOCK_T)
     stop = length
     if HAS_LENGTHS:
         stop = tl.minimum(length, tl.load(lengths + row).to(tl.int32))
@@ -329,29 +328,33 @@ def _conv_kernel(
     if HAS_ROWS:
         source = tl.cast(tl.load(rows + row), tl.int64)
     x += row * x_b
-    saved = channels < tl.where(source >= 0, d, 0)
     if HAS_TAIL:
         tail += source * tail_s
 
-    # Offsets are taken from the block's first token, so that they fit 32 bits.
-    here = x + tl.cast(base, tl.int64) * x_l
-    acc = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
+    start = tl.zeros([BLOCK_D], tl.float32)
     if HAS_BIAS:
-        acc += tl.load(bias + channels, mask=in_d, other=0.0).to(tl.float32)[None, :]
+        start = tl.load(bias + channels, mask=in_d, other=0.0).to(tl.float32)
+    taps, read = (), ()
     for j in tl.static_range(WIDTH):
-        t = ts + (j - (WIDTH - 1))
-        in_x = ((t >= 0) & (t < stop))[:, None] & in_d[None, :]
-        v = tl.load(here + (t - base)[:, None] * x_l + channels[None, :], mask=in_x, other=0.0).to(tl.float32)
-        if HAS_TAIL:
-            in_tail = (t < 0)[:, None] & saved[None, :]
-            v += tl.load(tail + (t + WIDTH - 1)[:, None] * d + channels[None, :], mask=in_tail, other=0.0).to(
-                tl.float32
-            )
-        acc += v * tl.load(weight + channels * w_d + j * w_k, mask=in_d, other=0.0).to(tl.float32)[None, :]
-    out = tl.where((ts < stop)[:, None], acc * _sigmoid(acc), 0.0)
+        taps = taps + (tl.load(weight + channels * w_d + j * w_k, mask=in_d, other=0.0).to(tl.float32),)
+    # Every input is read once, and all are under way before the first is used.
+    for i in tl.static_range(BLOCK_T + WIDTH - 1):
+        t = base + (i - (WIDTH - 1))
+        limit = tl.where((t >= 0) & (t < stop), d, 0)
+        v = tl.load(x + tl.cast(t, tl.int64) * x_l + channels, mask=channels < limit, other=0.0)
+        if HAS_TAIL and i < WIDTH - 1:  # one of the two is masked
+            limit = tl.where((t < 0) & (source >= 0), d, 0)
+            old = tl.load(tail + (t + WIDTH - 1) * d + channels, mask=channels < limit, other=0.0)
+            v += old.to(v.dtype)
+        read = read + (v,)
     y += (row * length + base) * d
-    tl.store(y + (ts - base)[:, None] * d + channels[None, :], out.to(y.dtype.element_ty),
-             mask=(ts < length)[:, None] & in_d[None, :])  # fmt: skip
+    for i in tl.static_range(BLOCK_T):
+        acc = start
+        for j in tl.static_range(WIDTH):
+            acc += read[i + j].to(tl.float32) * taps[j]
+        out = tl.where(base + i < stop, acc * _sigmoid(acc), 0.0)
+        limit = tl.where(base + i < length, d, 0)
+        tl.store(y + i * d + channels, out.to(y.dtype.element_ty), mask=channels < limit)
 
     if base == 0:
         # All loads before the first store: the new tail may be written over the old one.
@@ -449,6 +452,9 @@ _STAGES = 3
 # 5 warps the two passes cost what they gain, at one they take a seventh of the time.
 _FEW_WARPS, _ENOUGH_WARPS = 4, 24
 _SHORTEST_SEGMENT = 48
+
+# The convolution's tokens, channels and warps a program.
+_CONV = (8, 128, 1)
 
 # The backward kernels' channels and warps a program; the convolution's also has a number of tokens.
 _BACKWARD = (32, 1)
@@ -595,13 +601,14 @@ def causal_conv(
     fits = out is not None and out.is_contiguous() and out.dtype == x.dtype
     new_tail = out if out is not None and fits else y.new_empty(b, k - 1, d)
     x, bias, tail = _dense(x), _optional(_dense, bias), _optional(_states, tail)
-    block_t, block_d = min(16, triton.next_power_of_2(length)), 128
+    block_t, block_d, warps = _CONV
+    block_t = min(block_t, triton.next_power_of_2(length))
     _conv_kernel[(triton.cdiv(d, block_d), triton.cdiv(length, block_t), b)](
         x, weight, bias, tail, layout.sources, layout.lengths, y, new_tail,
         length, d, *x.stride()[:2], *weight.stride(), _row_stride(tail, layout.sources),
         HAS_BIAS=bias is not None, HAS_TAIL=tail is not None, HAS_ROWS=layout.sources is not None,
         HAS_LENGTHS=layout.lengths is not None, WIDTH=k, BLOCK_T=block_t, BLOCK_D=block_d,
-        num_warps=4, enable_fp_fusion=True,
+        num_warps=warps, enable_fp_fusion=True,
     )  # fmt: skip
     return y, new_tail if out is None or out is new_tail else out.copy_(new_tail)
 
