@@ -47,6 +47,12 @@ def right(dataset: Dataset) -> dict[str, str]:
     return {sample.id: gold(sample) for sample in dataset.samples}
 
 
+def small(*questions: str, task: str = "vqav2", **fields: Any) -> Dataset:
+    """A list of questions with the ids 101, 102, ..."""
+    found = [Sample(str(101 + i), None, question, "x", **fields) for i, question in enumerate(questions)]
+    return Dataset(get_task(task), found, DataIdentity(len(found), ""))
+
+
 # -- foreign answers ---------------------------------------------------------------------------------------------------
 
 
@@ -94,6 +100,57 @@ def test_answers_of_another_task_name_it(tmp_path: Path) -> None:
     path = lines(tmp_path / "a.jsonl", saved(samples("gqa")))
     with pytest.raises(DataError, match=r"240 of 240 answers are unknown\. It is most likely for `gqa`.*--task gqa"):
         read_answer_file(samples("pope"), path)
+
+
+def test_another_task_is_named_if_nine_in_ten_rows_are_its(tmp_path: Path) -> None:
+    rows = saved(samples("gqa"))
+    for n, found in ((24, "most likely for `gqa`"), (25, "Is this file for another task, or for another list than")):
+        path = lines(tmp_path / "a.jsonl", [row | {"prompt": "Is it a zeppelin?"} for row in rows[:n]] + rows[n:])
+        with pytest.raises(DataError, match=rf"240 of 240 answers are unknown\. .*{found}"):
+            read_answer_file(samples("pope"), path)
+
+
+def test_a_list_that_is_not_at_hand_is_told_by_its_size(tmp_path: Path) -> None:
+    rows = [{"question_id": f"x{i}", "text": "yes"} for i in range(9_001)]
+    for n, found in ((9_000, "most likely for `pope_9000`"), (9_001, "for another list than `pope`")):
+        with pytest.raises(DataError, match=rf"'x0' is not in POPE .* {n:,} answers are unknown\. .*{found}"):
+            read_answer_file(samples("pope"), lines(tmp_path / "a.jsonl", rows[:n]))
+
+
+def test_prompts_that_are_asked_under_other_ids_are_of_another_version(tmp_path: Path) -> None:
+    gqa = samples("gqa")
+    rows = [row | {"question_id": f"moved {row['question_id']}"} for row in saved(gqa)]
+    with pytest.raises(DataError, match="another version of `gqa`, in which the ids have moved"):
+        read_answer_file(gqa, lines(tmp_path / "a.jsonl", rows))
+    rows[3]["prompt"] = "Is it a zeppelin?"
+    with pytest.raises(DataError, match="Is this file for another task, or for another list than `gqa`"):
+        read_answer_file(gqa, lines(tmp_path / "a.jsonl", rows))
+
+
+def test_what_is_partly_without_prompts_is_counted(tmp_path: Path) -> None:
+    gqa = samples("gqa")
+    rows = saved(gqa)
+    for row in rows[:2]:
+        del row["prompt"]
+    rows[5]["text"] = "x"
+    notes: list[str] = []
+    score_answers(gqa, lines(tmp_path / "a.jsonl", rows), tmp_path, note=notes.append)
+    assert notes == ["GQA: 2 of 240 answers lack a saved prompt: whether they answer these questions is not checked."]
+
+
+def test_half_the_questions_as_answers_are_no_model_and_one_row_may_be_anything(tmp_path: Path) -> None:
+    few = small("What is it?", "Why?", "Who?", "Where?")
+    asked = [few.task.prompt(s) for s in few.samples]
+    for echoed, refused in ((2, False), (3, True)):
+        rows = [{"question_id": s.id, "text": asked[i] if i < echoed else "x"} for i, s in enumerate(few.samples)]
+        path = lines(tmp_path / "a.jsonl", rows)
+        if refused:
+            with pytest.raises(DataError, match="holds the questions of VQAv2"):
+                read_answer_file(few, path)
+        else:
+            assert texts(few, path)["103"] == "x"
+    one = lines(tmp_path / "one.jsonl", [{"question_id": 101, "text": asked[0]}])
+    assert texts(few, one) == {"101": asked[0]}
 
 
 def test_files_without_prompts_say_that_the_join_is_not_checked(tmp_path: Path) -> None:
@@ -378,12 +435,6 @@ def test_a_folder_of_chunks_is_one_file(tmp_path: Path) -> None:
     first = outcome.folder
     lines(folder / "11_0.jsonl", [row | {"text": "x"} for row in rows[0::11]])
     assert score_answers(gqa, folder, tmp_path).folder != first
-
-
-def small(*questions: str, task: str = "vqav2", **fields: Any) -> Dataset:
-    """A list of questions with the ids 101, 102, ..."""
-    found = [Sample(str(101 + i), None, question, "x", **fields) for i, question in enumerate(questions)]
-    return Dataset(get_task(task), found, DataIdentity(len(found), ""))
 
 
 @pytest.mark.parametrize("name", ["question_id", "questionId", "index", "id", "image_id", "pid"])
