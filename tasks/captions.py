@@ -32,7 +32,6 @@ from vlmamba_eval.types import DataError, Graded, ImageRef, Loaded, Metric, Samp
 if TYPE_CHECKING:
     from vlmamba_eval.folder import Folder
     from vlmamba_eval.hub import Hub
-    from vlmamba_eval.rows import Row
     from vlmamba_eval.sums import Sums
 
 PROMPT = "Provide a one-sentence caption for the provided image."
@@ -246,15 +245,9 @@ def _coco_format(data: Folder, path: Any, images: Any, name: str) -> Iterator[Pi
         captions[key].append(row.text("caption"))
     for row in data.rows(path, "images"):
         key = row.identifier("id")
-        file = row.text("file_name", "") or name.format(_number(row, key))
+        file = row.text("file_name", "") or name.format(row.number("id"))
         domain = row.one_of("domain", DOMAINS) if "domain" in row else ""
         yield Picture(key, data.image(images, file, row.where), tuple(captions[key]), row.where, domain)
-
-
-def _number(row: Row, key: str) -> int:
-    if not key.isdecimal() or len(key) > 18:
-        row.fail(f"field 'id' should be a number, for the row has no 'file_name'; found {key!r}.")
-    return int(key)
 
 
 def _coco(data: Folder) -> Iterator[Picture]:

@@ -190,7 +190,7 @@ def _samples(rows: Iterable[Row]) -> list[Sample]:
     images: dict[str, ImageRef] = {}  # the passes repeat their picture: one copy of it stays in memory
     references: dict[int, str] = {}
     for row in rows:
-        number = _whole(row, row.identifier("index"))
+        number = row.number("index")
         if number in samples:
             row.fail(f"index {number} occurs twice; the first is at {samples[number].where}.")
         cells = [_cell(row, name) for name in OPTIONS]
@@ -237,12 +237,6 @@ def _samples(rows: Iterable[Row]) -> list[Sample]:
                 f"{sample.where}: index {number} repeats question {number % PASS}, whose last pass {problem}."
             )
     return list(samples.values())
-
-
-def _whole(row: Row, text: str) -> int:
-    if not text.isdecimal() or len(text) > 18:
-        row.fail(f"field 'index' should be a whole number, found {text!r:.80}.")
-    return int(text)
 
 
 TASKS = (

@@ -68,6 +68,13 @@ class Row:
             self.fail(f"field {name!r} should be an id (a number or text), found {shorten(value)}.")
         return str(value)
 
+    def number(self, name: str) -> int:
+        """A whole number from 0 on, which may be written as text, of 18 digits at most."""
+        text = self.identifier(name)
+        if not text.isdecimal() or len(text) > 18:
+            self.fail(f"field {name!r} should be a whole number, found {shorten(text)}.")
+        return int(text)
+
     def texts(self, name: str) -> tuple[str, ...]:
         """A list of strings."""
         value = self.get(name)

@@ -340,7 +340,7 @@ def test_the_bundled_samples_load_and_their_pictures_open(samples_folder: Path) 
         ({"images": [], "annotations": [{"image_id": 1, "caption": "a"}]}, r"annotations\[0\]: image 1 is not among"),
         ({"images": [{"id": 1}], "annotations": []}, r"images\[0\]: picture 1 has no reference captions"),
         ({"images": [{"id": 1, "domain": "far"}], "annotations": []}, "field 'domain' should be one of 'in-domain'"),
-        ({"images": [{"id": "x"}], "annotations": []}, "field 'id' should be a number"),
+        ({"images": [{"id": "x"}], "annotations": []}, "field 'id' should be a whole number, found 'x'"),
         ({"images": [{"id": 1, "file_name": "../a"}], "annotations": []}, "leaves the image folder"),
         ({"images": [{"id": 1}], "annotations": [{"image_id": 1}]}, "field 'caption' is missing"),
         ({"questions": []}, "field 'images' is missing"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 import time
@@ -22,6 +23,7 @@ from vlmamba_eval.judge import Judging, judgements, parse_judging
 from vlmamba_eval.manifest import DataIdentity
 from vlmamba_eval.stats import summarise
 from vlmamba_eval.tasks.mmvet import TASKS
+from vlmamba_eval.tasks.mmvet_judge import judge_messages, read_judgement
 from vlmamba_eval.types import DataError, EvalError, Graded, Sample, StoreError, UsageError, Verdict
 
 (MMVET,) = TASKS
@@ -176,6 +178,26 @@ def test_the_judge_is_shown_question_reference_and_answer(
     assert "max_tokens" not in request
     assert server.keys == ["Bearer secret-0123"]
     assert "secret" not in (tmp_path / "j.jsonl").read_text()
+
+
+def test_the_rules_and_examples_of_the_judge_are_these_to_the_byte() -> None:
+    """Grades are comparable only under the same instructions: whoever changes them raises the list's `version`."""
+    messages = judge_messages(Sample("v1_0", None, "What?", None, fields={"gold": "a<OR>b  <AND> c"}), "It is a.")
+    assert [message["role"] for message in messages] == ["system", *["user", "assistant"] * 6, "user"]
+    assert messages[-1]["content"] == "Question: What?\nReference: a <OR> b <AND> c\nAnswer: It is a."
+    spoken = json.dumps(messages[:-1], ensure_ascii=False).encode()
+    assert hashlib.sha256(spoken).hexdigest() == "30849e374ba5a5215c3bb9527a7e9a6a6f56e634d20417746494736f14c34b93"
+    grades = [message["content"] for message in messages if message["role"] == "assistant"]
+    assert grades == ["1.0", "0.5", "0.0", "1.0", "0.4", "1.0"]
+
+
+@pytest.mark.parametrize(
+    ("said", "credit"),
+    [("1", 1), ("0", 0), (" 0.5 because", 0.5), (".7", 0.7), ("1.0", 1), ("0.25.", 0.25), ("1.01", None), ("2", None),
+     ("-1", None), ("", None), ("The grade is 0.5", None), ("5/10", None)],
+)  # fmt: skip
+def test_a_grade_is_the_number_that_a_reply_begins_with(said: str, credit: float | None) -> None:
+    assert read_judgement(said) == credit
 
 
 def test_judgements_are_kept_and_only_new_ones_are_asked(put: Put, server: Judge, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tests.toys import picture, png_with, reference
 from vlmamba_eval.folder import Folder
 from vlmamba_eval.hub import Hub
 from vlmamba_eval.images import open_image, read_image
-from vlmamba_eval.rows import Row, read_jsonl
+from vlmamba_eval.rows import Row, read_jsonl, shorten
 from vlmamba_eval.types import DataError, ImageRef
 
 
@@ -274,3 +274,40 @@ def test_a_reference_is_plain_data_that_another_process_can_open(tmp_path: Path)
     for held, again in pairs:
         assert again == held
         assert read_image(again) == picture()
+
+
+@pytest.mark.parametrize(("value", "number"), [(7, 7), ("007", 7), (0, 0), ("9" * 18, 10**18 - 1)])
+def test_a_number_may_be_written_as_text(value: object, number: int) -> None:
+    assert Row({"n": value}, "f:1").number("n") == number
+
+
+@pytest.mark.parametrize("value", ["1" * 19, 10**18, "1.5", "-1", -1, "", " 1", "x", None, True, 1.0])
+def test_what_is_no_number_is_refused_by_name(value: object) -> None:
+    with pytest.raises(
+        DataError, match=r"^f:1: field 'n' should be (a whole number|an id \(a number or text\)), found"
+    ):
+        Row({"n": value}, "f:1").number("n")
+
+
+def test_what_an_error_quotes_is_cut_off() -> None:
+    words = "word " * 120
+    for more, there in (("", words), ("x", f"{words}...")):
+        with pytest.raises(DataError) as caught:
+            Row({}, "f:1").fail(f"{words}{more}")
+        assert str(caught.value) == f"f:1: {there}"
+    assert shorten("a" * 78) == repr("a" * 78)
+    assert shorten("a" * 79) == "'" + "a" * 76 + "..."
+    for n, ending in ((0, "no fields."), (8, ", '7'."), (9, ", '7' and 1 more."), (1_009, ", '7' and 1,001 more.")):
+        with pytest.raises(DataError, match=rf"field 'id' is missing; the row has .*{ending}$"):
+            Row({str(i): i for i in range(n)}, "f:1").get("id")
+
+
+def test_a_default_stands_for_what_is_absent_or_null_and_for_nothing_else() -> None:
+    row = Row({"null": None, "empty": "", "number": 3}, "f:1")
+    assert [row.text(name, "default") for name in ("absent", "null", "empty")] == ["default", "default", ""]
+    assert [name in row for name in ("absent", "null", "empty")] == [False, False, True]
+    for name in ("null", "number"):
+        with pytest.raises(DataError, match=f"field '{name}' should be text, found"):
+            row.text(name)
+    with pytest.raises(DataError, match="field 'number' should be text, found 3"):
+        row.text("number", "default")
