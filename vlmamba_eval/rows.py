@@ -120,11 +120,16 @@ def shorten(value: Any) -> str:
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file, with or without a byte order mark. Raises `DataError` naming the first bad line."""
+    """A UTF-8 file, with or without a byte order mark. Raises `DataError` naming the first bad line, or what it is."""
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror or error}).") from None
+    start = raw[:64].lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        raise DataError(f"{path} is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`.")
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise DataError(f"{path} is a web page, not the file itself: was it saved from a page that shows the file?")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -166,6 +166,8 @@ def test_a_picture_in_a_row_is_known_by_its_content() -> None:
         (b'{"a": 1}\n{"a": "\xff"}\n', r"x\.jsonl:2: not UTF-8"),
         (b"[" * 200_000 + b"\n", r"x\.jsonl:1: not a valid JSON line"),
         (gzip.compress(b'{"a": 1}', mtime=0), r"x\.jsonl is compressed \(gzip\)\. Unpack it"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", r"x\.jsonl is a Git LFS pointer"),
+        (b"\n<!DOCTYPE html><html>", r"x\.jsonl is a web page"),
     ],
 )
 def test_a_damaged_line_is_named(tmp_path: Path, content: bytes, message: str) -> None:

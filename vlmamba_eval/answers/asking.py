@@ -60,6 +60,11 @@ class Asking:
             return True
         return _holds(saved, plain(sample.question)) and _same_options(sample, prompt)
 
+    def as_asked(self, sample: Sample, prompt: str) -> bool:
+        """Whether `prompt` holds the benchmark's own words, or is a part of them (LLaVA saves MMBench's so)."""
+        saved, own = plain(prompt), self.prompt(sample)
+        return own in saved or saved in own
+
 
 def _holds(saved: str, question: str) -> bool:
     question = question.rstrip(" .?!")

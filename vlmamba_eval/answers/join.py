@@ -28,6 +28,7 @@ class Joined:
     foreign: int = 0
     padded: int = 0
     unchecked: int = 0
+    reworded: list[str] = field(default_factory=list)
 
 
 def join(dataset: Dataset, rows: Sequence[Saved], name: str) -> Joined:
@@ -188,6 +189,8 @@ class _Pass:
             matching = candidates
             self.joined.unchecked += self.index.asking.checkable
         self.questions += self.index.repeats(matching[0], row.text)
+        if row.worded and not any(self.index.asking.as_asked(sample, row.prompt) for sample in matching):
+            self.joined.reworded.append(f"{row.where}: {' '.join(row.prompt.split())[:120]!r}")
         # A benchmark may ask one question twice in the same words: then each of its answers takes one of the places.
         sample = next((sample for sample in matching if sample.id not in self.joined.answers), None)
         if sample is None:
@@ -245,7 +248,7 @@ class _Pass:
                     self.joined.answers.setdefault(sample.id, Answer(sample.id, given))
 
     def _notes(self, n: int) -> list[str]:
-        joined = self.joined
+        joined, info = self.joined, self.dataset.task.info
         notes: list[str] = []
         if joined.foreign:
             notes.append(
@@ -257,6 +260,11 @@ class _Pass:
         if joined.unchecked:
             which = "All" if joined.unchecked == n else f"{joined.unchecked:,} of {n:,}"
             notes.append(f"{which} answers lack a saved prompt: whether they answer these questions is not checked.")
+        if joined.reworded:
+            notes.append(
+                f"{len(joined.reworded):,} of {n:,} prompts put the question in other words than the protocol "
+                f"({info.protocol}), so the number compares with others of these prompts. First: {joined.reworded[0]}."
+            )
         if len(joined.answers) >= SUSPICIOUS and all(
             _is_gold(sample, joined.answers[sample.id])
             for sample in self.dataset.samples

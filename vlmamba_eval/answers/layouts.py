@@ -39,7 +39,7 @@ class Saved:
 
     `keys` are the ids that the row gives, the likeliest first; `part` is the list or category that it names. `prompt`
     is what was asked, as far as it is saved. `loose` rows have no id of the benchmark's, and may be joined by a
-    question that stands only once in it.
+    question that stands only once in it. `worded` prompts are those that a model was shown, word for word.
     """
 
     where: str
@@ -50,6 +50,7 @@ class Saved:
     source: str = ""
     model: str = ""
     loose: bool = False
+    worded: bool = False
 
 
 def read_saved(path: Path) -> Iterator[Saved]:
@@ -63,7 +64,8 @@ def read_saved(path: Path) -> Iterator[Saved]:
         # A process that had no question of its own to answer leaves an empty chunk.
         return chain.from_iterable(_read_file(file) for file in [f for f in files if f.stat().st_size] or files[:1])
     if not path.is_file():
-        raise DataError(f"{path} does not exist. {EXPECTED}")
+        what = "is no regular file: write what it gives into one" if path.exists() else "does not exist"
+        raise DataError(f"{path} {what}. {EXPECTED}")
     return _read_file(path)
 
 
@@ -123,10 +125,6 @@ def _read_file(path: Path) -> Iterator[Saved]:
         yield from _table(path, text, delimiter)
     elif first.count("\t") == 3:
         yield from _mme(path, text)
-    elif start.startswith("version https://git-lfs"):
-        raise DataError(f"{path} is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`.")
-    elif start[:9].lower().startswith(("<!doctype", "<html", "<?xml")):
-        raise DataError(f"{path} is a web page, not a file of answers: was it saved from a page that shows the file?")
     elif len(header) > 1:
         raise DataError(
             f"{path} is a table whose columns are {shorten(', '.join(header))}; expected `index` and `prediction`, as "
@@ -276,6 +274,7 @@ def _reader(first: Row) -> Callable[[Row], Saved]:
             part=_part(row.values),
             source=_source(row),
             model=row.text("model_id", "") if model else "",
+            worded=bool(row.values.get("prompt")),
         )
 
     return read
@@ -317,10 +316,11 @@ def _lmms(row: Row) -> Saved:
     docs = [doc for doc in docs if isinstance(doc, dict)]
     keys = [str(doc[name]) for doc in docs for name in IDS if isinstance(doc.get(name), int | str)]
     asked = next((leaf for leaf in _leaves(row.values.get("arguments") or row.values.get("input"))), "")
-    if not isinstance(asked, str) or not asked:
+    worded = isinstance(asked, str) and bool(asked)
+    if not worded:
         asked = next((doc["question"] for doc in docs if isinstance(doc.get("question"), str)), "")
     part = next((part for doc in docs if (part := _part(doc))), "")
-    return Saved(row.where, tuple(dict.fromkeys(keys)), texts[0], asked, part, _source(row), loose=True)
+    return Saved(row.where, tuple(dict.fromkeys(keys)), texts[0], asked, part, _source(row), loose=True, worded=worded)
 
 
 def _leaves(value: Any, depth: int = 4) -> list[Any]:
