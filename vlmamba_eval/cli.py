@@ -246,6 +246,10 @@ def _evaluate(
     part = _shard(shard)
     if part and (workers or ray):
         raise UsageError("--shard is for machines without Ray; leave out --workers and --ray.")
+    if workers or ray:
+        from vlmamba_eval.workers import find_ray
+
+        find_ray()  # before the data, which may take long to read
     for path in include:
         registry().include(path)
     chosen = _tasks(tasks)
@@ -387,7 +391,7 @@ def merge(shares: tuple[Path, ...], data: str | None, out: Path, max_errors: int
     """
     from vlmamba_eval.merge import merge as together
 
-    outcomes = together(shares, out, data, max_errors)
+    outcomes = together(shares, out, data, max_errors, note=say)
     sys.exit(_finish(outcomes, out, "Run the parts again whose answers are missing, then merge again."))
 
 

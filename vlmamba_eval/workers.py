@@ -88,7 +88,7 @@ def answer_on_workers(
     as GPUs (or, on CPUs, as two cores each). Batches come as they are done; the order of answers on the disk does not
     depend on it in the end (`store.Run.settle`). Raises `UsageError` without Ray, `EvalError` if workers keep dying.
     """
-    ray = _ray()
+    ray = find_ray()
     on_gpus = device.startswith("cuda")
     ray.init(
         address=address,
@@ -164,7 +164,8 @@ def _hand_out(
         yield answered
 
 
-def _ray() -> Any:
+def find_ray() -> Any:
+    """The package. Raises `UsageError` if it is not installed."""
     try:
         import ray  # type: ignore[import-not-found] - an extra
         import ray.exceptions  # type: ignore[import-not-found]

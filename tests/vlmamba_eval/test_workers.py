@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -89,17 +90,22 @@ def test_merged_shares_are_byte_for_byte_one_run(data: Path, tmp_path: Path, mon
     assert derived(merged) == derived(whole)
 
 
-def test_a_share_that_is_not_there_is_counted_and_can_come_later(
+def test_a_share_that_is_not_there_is_named_and_can_come_later(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vlmamba_eval.registry.all_tasks", lambda: {"toy": ToyTask()})
-    answer_share(ToyAdapter(), [toy(data)], tmp_path / "shards" / "1", 1, 2)
-    answer_share(ToyAdapter(poison="(2)"), [toy(data)], tmp_path / "shards" / "2", 2, 2)
-    [merged] = merge([tmp_path / "shards"], tmp_path / "merged")
+    told: list[str] = []
+    answer_share(ToyAdapter(), [toy(data)], tmp_path / "shards" / "1-of-2", 1, 2)
+    [merged] = merge([tmp_path / "shards"], tmp_path / "merged", note=told.append)
+    assert (merged.complete, merged.scores.n_missing) == (False, 12)
+    assert told == ["toy-model, Toy, 24 questions: part 2 of 2 is not there"]
+    answer_share(ToyAdapter(poison="(2)"), [toy(data)], tmp_path / "shards" / "2-of-2", 2, 2)
+    [merged] = merge([tmp_path / "shards"], tmp_path / "merged", note=told.append)
     assert (merged.complete, merged.scores.n_missing, merged.scores.n_error) == (False, 0, 3)
-    answer_share(ToyAdapter(), [toy(data)], tmp_path / "shards" / "2", 2, 2)
-    [merged] = merge([tmp_path / "shards"], tmp_path / "merged")
+    answer_share(ToyAdapter(), [toy(data)], tmp_path / "shards" / "2-of-2", 2, 2)
+    [merged] = merge([tmp_path / "shards"], tmp_path / "merged", note=told.append)
     assert merged.complete
+    assert len(told) == 1
     with pytest.raises(UsageError, match="no shares there"):
         merge([tmp_path / "nowhere"], tmp_path / "merged")
 
@@ -161,64 +167,90 @@ FAMILY = Family("slow", "slow", lambda name, options: Slow(), models={"slow": "s
 """
 
 
+DRIVER = """
+import sys
+from functools import partial
+from pathlib import Path
+from tests.toys import ToyTask
+from vlmamba_eval.dataset import load_dataset
+from vlmamba_eval.registry import load, registry
+from vlmamba_eval.run import evaluate
+from vlmamba_eval.workers import Recipe, answer_on_workers
+
+include, data, out, workers = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
+registry().include(include)
+recipe = Recipe("slow", include=(include,))
+ask = partial(answer_on_workers, recipe, device="cpu", image_tokens=10, workers=workers) if workers else None
+dataset = load_dataset(ToyTask(questions=480, images=120), data)
+evaluate(load("slow"), [dataset], out, answering=ask, batch_tokens=100)
+"""
+
+
 @pytest.mark.slow
-def test_ray_workers_that_are_killed_lose_nothing_and_change_no_byte(tmp_path: Path) -> None:
-    """kill -9 of workers at random moments, 10 times; then of the driver, which resumes."""
-    ray = pytest.importorskip("ray")
+def test_ray_workers_and_drivers_that_are_killed_lose_nothing_and_change_no_byte(tmp_path: Path) -> None:
+    """kill -9, 20 times, after a random number of answers: of a random worker, or of the driver, which resumes."""
+    pytest.importorskip("ray", reason="needs the extra `ray`")
     (tmp_path / "slow.py").write_text(SLOW_COLOUR)
-    data = write_toy_data(tmp_path / "data", images=60, questions=4)
-    code = (
-        "import sys\nfrom pathlib import Path\nfrom vlmamba_eval.registry import registry, load\n"
-        "from vlmamba_eval.run import evaluate\nfrom vlmamba_eval.dataset import load_dataset\n"
-        "from functools import partial\nfrom tests.toys import ToyTask\n"
-        "from vlmamba_eval.workers import Recipe, answer_on_workers\n"
-        "include, data, out, n = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])\n"
-        "registry().include(include)\n"
-        "recipe = Recipe('slow', include=(include,))\n"
-        "ask = partial(answer_on_workers, recipe, device='cpu', image_tokens=10, workers=n) if n else None\n"
-        "dataset = load_dataset(ToyTask(questions=240, images=60), data)\n"
-        "evaluate(load('slow'), [dataset], out, answering=ask, batch_tokens=100)\n"
-    )
+    (tmp_path / "driver.py").write_text(DRIVER)
+    data = write_toy_data(tmp_path / "data", images=120, questions=4)
+    rng = random.Random(0)
 
     def start(out: str, workers: int) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-c", code, tmp_path / "slow.py", data, tmp_path / out, str(workers)]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        command = [sys.executable, tmp_path / "driver.py", tmp_path / "slow.py", data, tmp_path / out, str(workers)]
+        path = os.pathsep.join((str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")))
+        return subprocess.Popen(
+            command, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
 
     def files(out: str) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in (tmp_path / out).rglob("*") if path.name in DERIVED}
 
-    def workers_of(driver: int) -> list[int]:
-        """The processes of the driver's Ray workers, by their title."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdecimal():
-                try:
-                    line = (entry / "cmdline").read_bytes()
-                except OSError:
-                    continue
-                if line.startswith(b"ray::Worker"):
-                    found.append(int(entry.name))
-        return found
+    def wait_for(answers: int, out: str, driver: subprocess.Popen[bytes]) -> int:
+        """Return once there are so many answers; how many there are."""
+        while True:
+            there = files(out).get("answers.jsonl", b"").count(b"\n")
+            if there >= answers:
+                return there
+            if driver.poll() is not None:
+                raise AssertionError(driver.communicate()[1].decode()[-2000:])
+            time.sleep(0.02)
 
     assert start("one", 0).wait() == 0
-    assert start("two", 2).wait() == 0
-    assert files("two") == files("one")
-    for round_ in range(10):
-        driver = start(f"killed {round_}", 2)
-        time.sleep(4 + 0.3 * round_)
-        victims = workers_of(driver.pid)
-        for victim in victims[:1]:
-            os.kill(victim, signal.SIGKILL)
-        _, said = driver.communicate()
-        assert driver.returncode == 0, said.decode()[-2000:]
-        assert files(f"killed {round_}") == files("one")
-    driver = start("driver", 2)
-    time.sleep(6)
-    driver.kill()
-    driver.wait()
-    assert start("driver", 2).wait() == 0
-    assert files("driver") == files("one")
-    assert ray.__version__
+    killed = {"worker": 0, "driver": 0}
+    for workers, of_workers, of_drivers in ((1, 4, 2), (2, 5, 2), (8, 5, 2)):
+        out = f"{workers} workers"
+        driver, there = start(out, workers), 0
+        for victim in rng.sample(["worker", "driver"], counts=[of_workers, of_drivers], k=of_workers + of_drivers):
+            there = wait_for(there + rng.randint(1, 24), out, driver)
+            if victim == "driver":
+                driver.kill()
+                driver.communicate()
+                driver = start(out, workers)
+            else:
+                os.kill(rng.choice(ray_workers_of(driver.pid)), signal.SIGKILL)
+            killed[victim] += 1
+        said = driver.communicate()[1].decode()
+        assert driver.returncode == 0, said[-2000:]
+        assert files(out) == files("one")
+    assert killed == {"worker": 14, "driver": 6}
+
+
+def ray_workers_of(driver: int) -> list[int]:
+    """The processes of a driver's Ray workers: they have that title, and the driver among their ancestors."""
+    parents, workers = dict[int, int](), []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                if (entry / "cmdline").read_bytes().startswith(b"ray::Worker"):
+                    workers.append(int(entry.name))
+            except OSError:  # it has just ended
+                continue
+
+    def descends(process: int) -> bool:
+        return process == driver or (process in parents and descends(parents[process]))
+
+    return [worker for worker in workers if descends(worker)]
 
 
 def test_equal_plans_have_equal_shares_on_every_machine() -> None:
