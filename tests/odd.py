@@ -90,6 +90,12 @@ def readable(error: EvalError) -> None:
         raise AssertionError(f"a message of {len(str(error))} characters: {error!s:.300}") from error
 
 
+def the_same_each_time(examples: int) -> settings:
+    """So many examples that hypothesis chooses, the same in every run."""
+    slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
+    return settings(max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=slow)
+
+
 def feed(files: Sequence[Path], read: Callable[[], object], examples: int) -> None:
     """Put odd content into one of the files at a time, and read: a value or a readable `EvalError`, nothing else.
 
@@ -110,13 +116,7 @@ def feed(files: Sequence[Path], read: Callable[[], object], examples: int) -> No
         for content in RAW:
             tried(path, content)
 
-    @settings(
-        max_examples=examples,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-    )
+    @the_same_each_time(examples)
     @given(st.sampled_from(files), st.randoms(use_true_random=False))
     def mutations(path: Path, rng: random.Random) -> None:
         content = next(variants(originals[path], path.name, rng))
@@ -124,3 +124,38 @@ def feed(files: Sequence[Path], read: Callable[[], object], examples: int) -> No
         tried(path, content)
 
     mutations()
+
+
+# =============================================================================
+# Servers
+# =============================================================================
+
+STATUSES = (
+    -1, 0, 99, 100, 101, 199, 201, 204, 206, 299, 301, 302, 304, 307, 400, 401, 403, 404, 408, 409, 413, 418, 422, 425,
+    429, 451, 499, 500, 502, 503, 504, 529, 599, 999, 1000, 10**9,
+)  # fmt: skip
+HEADERS = (
+    "Content-Type", "Content-Encoding", "Transfer-Encoding", "Location", "Set-Cookie", "Server", "Retry-After",
+    "Retry-After-Ms", "X-RateLimit-Remaining-Requests", "X-RateLimit-Reset-Requests", "X-RateLimit-Remaining-Tokens",
+    "X-RateLimit-Reset-Tokens", "Content-Length", "",
+)  # fmt: skip
+HEADER_VALUES = (
+    b"", b"0", b"1", b"-1", b"nan", b"inf", b"-inf", b"1e999", b"9" * 5000, b"0x10", b"1ms", b"9" * 400 + b"h",
+    b"Mon, 99 Jan 99999999999 00:00:00 GMT", b"Fri, 31 Dec 9999 23:59:59 GMT", b"gzip", b"br, zstd", b"chunked",
+    b"text/html", b"http://127.0.0.1:9/", b"\xff\xfe", b"\x00", b"a" * 70_000, "\u0661".encode(),
+)  # fmt: skip
+
+
+def odd_reply(rng: random.Random, bodies: Sequence[bytes]) -> bytes:
+    """A whole HTTP reply: one of the bodies with something changed, the status, headers or bytes of it as well."""
+    body = next(variants(rng.choice(bodies), "reply.json", rng)) if rng.random() < 0.8 else rng.choice(bodies)
+    status = rng.choice(STATUSES) if rng.random() < 0.3 else 200
+    headers = [("Content-Length", str(len(body)).encode())]
+    if rng.random() < 0.4:
+        headers += [(rng.choice(HEADERS), rng.choice(HEADER_VALUES)) for _ in range(rng.randint(1, 3))]
+    lines = b"".join(b"%s: %s\r\n" % (name.encode(), value) for name, value in headers)
+    reply = bytearray(b"HTTP/1.1 %d Odd\r\n%s\r\n%s" % (status, lines, body))
+    if rng.random() < 0.2:
+        for _ in range(rng.randint(1, 3)):
+            reply[rng.randrange(min(len(reply), 200))] = rng.randrange(256)
+    return bytes(reply[: rng.randrange(len(reply))] if rng.random() < 0.1 else reply)

@@ -140,6 +140,17 @@ def status(code: int, body: bytes = b"", **headers: str) -> Act:
     return act
 
 
+def raw(reply: bytes) -> Act:
+    """These bytes, whatever they are, and no more."""
+
+    def act(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(reply)
+        handler.wfile.flush()
+        drop(handler)
+
+    return act
+
+
 def drop(handler: BaseHTTPRequestHandler) -> None:
     """Close the connection without a word."""
     handler.close_connection = True
