@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from tests.odd import odd_reply, readable, the_same_each_time
 from tests.servers import ChatServer, answer, completion, raw
 from vlmamba_eval.chat import client
 from vlmamba_eval.dataset import load_dataset
-from vlmamba_eval.judge import JUDGEMENTS, Judging, judge, judgements
+from vlmamba_eval.judge import JUDGEMENTS, TRIES, Judging, judge, judgements
 from vlmamba_eval.model_adapters.constant import Constant
 from vlmamba_eval.model_adapters.served import FAMILY
 from vlmamba_eval.model_adapters.served.adapter import load
@@ -33,6 +34,7 @@ BODIES = (
     b'{"error": {"message": "broken", "code": "insufficient_quota", "type": "x"}}',
     b'{"detail": [{"loc": ["body"], "msg": "no"}]}',
 )
+GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(BODIES[0]), BODIES[0])
 QUESTIONS = 8  # per example
 
 
@@ -101,13 +103,13 @@ def test_no_reply_brings_a_judge_down_and_what_was_judged_is_kept(tmp_path: Path
         @given(st.randoms(use_true_random=False))
         def asked(rng: random.Random) -> None:
             path.unlink(missing_ok=True)
-            server.replies = iter(lambda: odd_reply(rng, BODIES), b"never")
+            server.replies = iter([odd_reply(rng, BODIES) for _ in range(TRIES * len(dataset.samples))])
             try:
                 scores = judge(run.folder, server.url, "toy", "samples", judging=judging)
                 assert 0 <= (scores.scores[0].value or 0) <= 100
             except EvalError as error:
                 readable(error)
-            server.replies = iter(lambda: BODY, b"never")
+            server.replies = itertools.repeat(GOOD)
             verdicts = judgements(
                 task, dataset.samples, dict.fromkeys((s.id for s in dataset.samples), "yes"), path, server.url, "toy",
                 judging=judging,
@@ -115,6 +117,3 @@ def test_no_reply_brings_a_judge_down_and_what_was_judged_is_kept(tmp_path: Path
             assert {verdict.credit for verdict in verdicts.values()} <= {0.0, 0.5, 1.0}
 
         asked()
-
-
-BODY = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(BODIES[0]), BODIES[0])
