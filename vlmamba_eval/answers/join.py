@@ -10,7 +10,7 @@ from vlmamba_eval.answers.asking import Asking, plain
 from vlmamba_eval.answers.layouts import Saved
 from vlmamba_eval.dataset import Dataset, load_dataset
 from vlmamba_eval.registry import all_tasks
-from vlmamba_eval.task import KnownElsewhere, MadeOfLists
+from vlmamba_eval.task import KnownElsewhere, MadeOfLists, Task
 from vlmamba_eval.types import Answer, DataError, EvalError, Failure, Generation, Sample
 
 FOREIGN_SHARE = 0.01
@@ -35,8 +35,9 @@ def join(dataset: Dataset, rows: Sequence[Saved], name: str) -> Joined:
     """Join the rows of the file `name`. Raises `DataError`.
 
     For a row with an id that the benchmark does not have, for different answers to one question, for an id of several
-    questions without a prompt, and if more than one in a hundred rows asks something else than the question under its
-    id. Fewer such foreign rows never score, and are counted and named.
+    questions without a prompt, for as many rows without prompts as another list has questions, and if more than one in
+    a hundred rows asks something else than the question under its id. Fewer such foreign rows never score, and are
+    counted and named.
     """
     if not rows:
         raise DataError(f"{name}: holds no answers. Expected one JSON object per line with `question_id` and `text`.")
@@ -214,6 +215,12 @@ class _Pass:
             raise DataError(
                 f"{self.foreign[0][0]}; nor do {len(self.foreign):,} of {n:,} prompts. {self._likeliest(rows)}"
             )
+        # As many rows as another of the benchmark's lists has: under equal ids they would be joined to other questions.
+        if joined.unchecked == n != info.questions and (named := _of_size(_kin(self.dataset), n)):
+            raise DataError(
+                f"{name} holds {n:,} answers without prompts, as many as `{named}` has questions; {info.title} has "
+                f"{info.questions:,}. Score it with --task {named}, or give the file with its prompts."
+            )
         if self.conflicts:
             row, first = self.conflicts[0]
             key = row.keys[0] if row.keys else ""
@@ -298,12 +305,11 @@ def likeliest(dataset: Dataset, rows: Sequence[Saved]) -> str:
 
     Lists that are not at hand are told by their number of questions, within the same benchmark. Empty if none fits.
     """
-    this = dataset.task.info
-    others = [task for name, task in all_tasks().items() if name != this.name]
-    kin = [task for task in others if task.info.paper == this.paper or set(task.info.folders) & set(this.folders)]
+    kin = _kin(dataset)
+    others = [task for task in all_tasks().values() if task not in kin and task.info.name != dataset.task.info.name]
     some = rows[:: max(1, len(rows) // 300)]
     here = _Index(dataset).fits(some)
-    for task in [*kin, *(task for task in others if task not in kin)]:
+    for task in [*kin, *others]:
         if dataset.source in ("", "hub"):
             break
         try:
@@ -313,4 +319,15 @@ def likeliest(dataset: Dataset, rows: Sequence[Saved]) -> str:
         fits = _Index(other).fits(some)
         if fits >= 0.9 * len(some) and fits > here and len(other.samples) >= len(rows):
             return task.info.name
-    return next((task.info.name for task in kin if task.info.questions == len(rows)), "")
+    return _of_size(kin, len(rows))
+
+
+def _kin(dataset: Dataset) -> list[Task]:
+    """The other lists of a benchmark."""
+    this = dataset.task.info
+    others = (task for name, task in all_tasks().items() if name != this.name)
+    return [task for task in others if task.info.paper == this.paper or set(task.info.folders) & set(this.folders)]
+
+
+def _of_size(tasks: Sequence[Task], questions: int) -> str:
+    return next((task.info.name for task in tasks if task.info.questions == questions), "")
