@@ -11,6 +11,7 @@ import pytest
 from vlmamba_eval.baselines import published
 from vlmamba_eval.folder import Folder
 from vlmamba_eval.registry import all_tasks, get_task
+from vlmamba_eval.table import tabulate
 from vlmamba_eval.tasks.vizwiz import VAL, VizWiz, normalised
 from vlmamba_eval.tasks.vsr import Vsr
 from vlmamba_eval.types import DataError, Generation, Likelihood, Loaded, Sample
@@ -249,6 +250,28 @@ def test_vizwiz_is_read_from_its_release(put: Put, score: Callable[..., Any]) ->
     assert values["accuracy", "all"] == 100
     values = score(VizWiz(), loaded, {"VizWiz_val_00000000.jpg": "Cat's", "b.jpg": "dog"})
     assert values["accuracy", "unanswerable"] == values["accuracy", "all"] == 0
+
+
+def test_vizwiz_has_a_second_number_for_the_answer_as_llava_submits_it(put: Put, score: Callable[..., Any]) -> None:
+    """TextVQA's processor knows "don't", VizWiz' own table spells it "don`t", which nobody answered."""
+    rows = [vizwiz_row(image=f"{i}.jpg", answers=[{"answer": "don't"}] * n + [{"answer": "x"}] * (10 - n))
+            for i, n in enumerate((10, 2, 10))]  # fmt: skip
+    loaded = VizWiz().load(Folder(put("vizwiz/val.json", rows).parents[1], VAL.folders))
+    values = score(VizWiz(), loaded, {"0.jpg": "dont", "1.jpg": "Dont"})  # the third is missing
+    assert values["accuracy", "all"] == values["accuracy_min3", "all"] == 0
+    assert values["accuracy_submitted", "all"] == pytest.approx(100 * (1 + 0.6) / 3)
+    assert values["accuracy_submitted", "answer_type/other"] == pytest.approx(100 * (1 + 0.6) / 3)
+    values = score(VizWiz(), loaded, {"0.jpg": "don't", "1.jpg": "don't"})
+    assert values["accuracy", "all"] == values["accuracy_submitted", "all"] == pytest.approx(100 * (1 + 0.6) / 3)
+    assert values["accuracy_min3", "all"] == pytest.approx(100 * (1 + 2 / 3) / 3)
+
+
+@pytest.mark.parametrize("name", ["vizwiz", "vsr", "refcoco"])
+def test_the_accuracy_over_all_questions_is_the_headline(name: str) -> None:
+    task = get_task(name)
+    none = tabulate(task, []).total()
+    assert [(one.name, one.category) for one in task.metrics(none) if one.headline] == [("accuracy", "all")]
+    assert {(one.upper, one.plain, one.group) for one in task.metrics(none)} == {(100.0, False, "all")}
 
 
 @pytest.mark.parametrize("file", ["vizwiz/val.json", "vizwiz/Annotations/val.json", "val.json", "Annotations/val.json"])

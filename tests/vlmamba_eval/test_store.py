@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vlmamba_eval import journal
 from vlmamba_eval.adapter import AdapterInfo
 from vlmamba_eval.files import write_atomic
 from vlmamba_eval.manifest import DataIdentity, Manifest, TaskIdentity, folder_name
@@ -29,6 +30,7 @@ from vlmamba_eval.store import (
     read_answers,
     read_manifest,
     read_scores,
+    read_verdicts,
 )
 from vlmamba_eval.types import Answer, Failure, Generation, Likelihood, Score, Scores, StoreError
 
@@ -131,6 +133,34 @@ def test_two_answers_to_one_question_are_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes() + line + b"\n")
     with pytest.raises(StoreError, match="sample '1' has two answers"), Run(tmp_path, MANIFEST):
         pass
+
+
+def test_what_a_line_leaves_out_has_its_usual_value(tmp_path: Path) -> None:
+    (tmp_path / ANSWERS).write_bytes(journal.encode({"id": "0", "text": "yes"}))
+    assert read_answers(tmp_path) == {"0": Answer("0", Generation("yes", "", 0, "unknown"))}
+
+
+def test_verdicts_are_read_back_and_a_damaged_line_is_named(tmp_path: Path) -> None:
+    rows = [{"id": "0", "credit": 0.3, "groups": ["a"]}, {"id": "1", "credit": None, "error": "half a pair \ud800"}]
+    with Run(filled(tmp_path), MANIFEST) as run:
+        run.finish(SCORES, lambda: iter(rows), complete=False)
+    assert list(read_verdicts(tmp_path)) == rows
+    path = tmp_path / "verdicts.jsonl"
+    path.write_text(path.read_text() + '{"id": \n')
+    with pytest.raises(StoreError, match=r"verdicts\.jsonl:3 is damaged: .* Delete it, then run"):
+        list(read_verdicts(tmp_path))
+    path.write_bytes(b"\xff\n")
+    with pytest.raises(StoreError, match=r"verdicts\.jsonl is damaged: .* Delete it, then run"):
+        list(read_verdicts(tmp_path))
+    path.unlink()
+    with pytest.raises(StoreError, match=r"verdicts\.jsonl cannot be read \(No such file or directory\)\. To have it"):
+        list(read_verdicts(tmp_path))
+
+
+def test_a_sample_is_answered_failed_or_missing(tmp_path: Path) -> None:
+    with Run(tmp_path, MANIFEST) as run:
+        run.append([answer(0), Answer("1", None, Failure("timeout", "too long"))])
+        assert [run.state(key) for key in "012"] == ["ok", "error", "missing"]
 
 
 def test_a_failed_answer_may_be_tried_again(tmp_path: Path) -> None:
