@@ -23,6 +23,7 @@ from vlmamba_eval.manifest import Manifest
 from vlmamba_eval.nearest import did_you_mean
 from vlmamba_eval.paired import Difference
 from vlmamba_eval.score import grade, texts
+from vlmamba_eval.stats import ENOUGH, effective
 from vlmamba_eval.store import data_source, find_runs, read_answers, read_manifest, read_scores, read_verdicts
 from vlmamba_eval.submit import load_again
 from vlmamba_eval.table import image_key, tabulate
@@ -304,7 +305,7 @@ class Pair:
     @property
     def few(self) -> bool:
         """Whether too few images differ for the interval to keep its 95 %."""
-        return self.effective_images < paired.FEW
+        return self.effective_images < ENOUGH
 
     @property
     def headline(self) -> Difference:
@@ -399,7 +400,7 @@ def _pair(name: str, a: Side, b: Side, seed: int) -> Pair:
         n=int(inside.sum()),
         n_images=len(units),
         n_images_differ=int(np.count_nonzero(carried)),
-        effective_images=round(paired.effective_images(carried), 3),
+        effective_images=round(effective(carried), 3),
         only_a=int(only_a.sum()),
         only_b=int(only_b.sum()),
         both=int(((credits == 1).all(0) & inside).sum()) if single and binary else None,

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 SWAPS = 9_999  # random swaps of a test: p is never below 1 / 10,000
 ENUMERATED = 13  # up to so many differing images, all swaps are tried instead
-FEW = 30.0  # an interval keeps its 95 % if at least so many images effectively carry the difference
 POWER_FACTOR = 1.959963984540054 + 0.8416212335729143  # two-sided 5 %, power 80 %
 
 
@@ -140,15 +139,6 @@ def differences(names: Sequence[Metric], a: Drawn, b: Drawn, default_split: str 
             )
         )
     return found
-
-
-def effective_images(weights: Floats) -> float:
-    """How many images carry a difference: (sum of w)^2 / sum of w^2 over images' numbers of differing answers.
-
-    Equal numbers on m images give m; one image with most of them gives nearly 1. 0 if nothing differs.
-    """
-    squares = float(np.sum(weights**2))
-    return float(np.sum(weights)) ** 2 / squares if squares else 0.0
 
 
 def swap_test(task: Task, a: Table, b: Table, seed: int = 0, swaps: int = SWAPS) -> dict[tuple[str, str, str], float]:

@@ -132,7 +132,10 @@ def ends(table: Table, group: str) -> Ends:
 
 
 def effective(errors: Floats) -> float:
-    """(sum of errors)^2 / (sum of squared errors): how many images carry them; 0 if there are none."""
+    """(sum of errors)^2 / (sum of squared errors): how many images carry them, or a difference; 0 if there are none.
+
+    Equal numbers on m images give m; one image with most of them gives nearly 1.
+    """
     squares = float((errors * errors).sum())
     return float(errors.sum()) ** 2 / squares if squares > 0 else 0.0
 

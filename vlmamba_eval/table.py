@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ import numpy as np
 
 from vlmamba_eval.sums import Column, Floats, Sums, check_column
 from vlmamba_eval.task import Task
+from vlmamba_eval.text import natural
 from vlmamba_eval.types import Graded
 
 OURS = ("n", "credit")
@@ -96,7 +96,7 @@ def tabulate(task: Task, graded: Iterable[Graded], extra: Any = None) -> Table:
     values = np.zeros((len(rows), len(index)))  # [units, columns]
     for i, row in enumerate(rows):
         values[i, list(row)] = list(row.values())
-    groups = tuple(sorted(set(totals) - {"all"}, key=_natural))
+    groups = tuple(sorted(set(totals) - {"all"}, key=natural))
     return Table(ordered, index, values, groups, names, totals)
 
 
@@ -111,14 +111,7 @@ def _counts(task: Task, items: list[Graded], extra: Any) -> Iterator[tuple[str, 
         own = list(task.count(item))
         for group in ("all", *item.sample.groups):
             yield "n", group, 1.0
-            if credit:
-                yield "credit", group, credit
+            yield "credit", group, credit
             for column, amount in own:
                 yield column, group, amount
     yield from task.count_image(items, extra)
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """A key that sorts `words/9` before `words/10`: of two numbers the longer is larger, and none is too long."""
-    parts = re.split(r"(\d+)", name)
-    return [(len(part.lstrip("0")), part.lstrip("0")) if i % 2 else (0, part) for i, part in enumerate(parts)]

@@ -1,4 +1,7 @@
-"""Names, answers and messages come from files of strangers: what they must not do to a terminal, a page, a sheet."""
+"""Names, answers and messages come from files of strangers: what they must not do to a terminal, a page, a sheet.
+
+And the order in which names stand.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,12 @@ def one_line(text: str) -> str:
 def markdown(text: str) -> str:
     """Text that stays text in a cell of a Markdown table: no markup, no links, no HTML."""
     return re.sub(r"[\\`*\[\]<>|]", r"\\\g<0>", one_line(text))
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts `words/9` before `words/10`: of two numbers the longer is larger, and none is too long."""
+    parts = re.split(r"(\d+)", name)
+    return [(len(part.lstrip("0")), part.lstrip("0")) if i % 2 else (0, part) for i, part in enumerate(parts)]
 
 
 def cell(text: str) -> str:

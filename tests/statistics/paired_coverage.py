@@ -7,7 +7,7 @@ changes 2 % of the answers (another precision), `siblings` are two models that s
 The true difference is the metric of one very long list. Intervals, draws and metrics are the product's
 (`paired.differences`, `stats.bootstrap`); as the draws depend on the strata alone, they are made once for all sets.
 
-Sets with fewer effective differing images than `paired.FEW` are counted apart: the product marks their intervals.
+Sets with fewer effective differing images than `stats.ENOUGH` are counted apart: the product marks their intervals.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from vlmamba_eval.paired import FEW, Drawn, differences, effective_images
-from vlmamba_eval.stats import bootstrap
+from vlmamba_eval.paired import Drawn, differences
+from vlmamba_eval.stats import ENOUGH, bootstrap, effective
 from vlmamba_eval.sums import Floats
 from vlmamba_eval.types import Metric
 
@@ -157,11 +157,11 @@ def coverage(design: Design, systems: Systems, sets: int, seed: int = 0) -> tupl
             point = np.stack([table[place == i].sum(0) for i in range(len(design.strata))])
             drawn.append(Drawn((float(design.value(point)),), (design.value(sums),)))
         difference = differences([Metric("it", 0.0)], drawn[0], drawn[1])[0]
-        carried.append(effective_images(counted[0][:, -1]))
+        carried.append(effective(counted[0][:, -1]))
         if difference.ci_low is None or difference.ci_high is None:
             found[False].append(False)  # nothing differs: the product gives no interval
         else:
-            found[carried[-1] >= FEW].append(difference.ci_low <= truth <= difference.ci_high)
+            found[carried[-1] >= ENOUGH].append(difference.ci_low <= truth <= difference.ci_high)
     return sum(found[True]), len(found[True]), sum(found[False]), len(found[False]), float(np.median(carried))
 
 

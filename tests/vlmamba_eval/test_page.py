@@ -20,11 +20,12 @@ from vlmamba_eval.baselines import choose
 from vlmamba_eval.cli import cli
 from vlmamba_eval.report import html
 from vlmamba_eval.report.cost import cost
-from vlmamba_eval.report.questions import Answers, _alike, natural
+from vlmamba_eval.report.questions import Answers, _alike
 from vlmamba_eval.report.thumbnails import THUMBNAIL
 from vlmamba_eval.report.unreadable import commonest
 from vlmamba_eval.report.view import write_page
 from vlmamba_eval.store import read_verdicts
+from vlmamba_eval.text import natural
 
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>{{ 7 * 7 }}\u202egnp.exe"
 POPE = len(samples("pope").samples)

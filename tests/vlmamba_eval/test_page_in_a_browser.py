@@ -15,8 +15,8 @@ from urllib.parse import quote
 import pytest
 
 from tests.answered import answered, gold, other, samples
-from vlmamba_eval.report.questions import natural
 from vlmamba_eval.report.view import write_page
+from vlmamba_eval.text import natural
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed: pip install selenium")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

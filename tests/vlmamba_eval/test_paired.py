@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest, permutation_test
+from scipy.stats import binomtest, norm, permutation_test
 
-from vlmamba_eval.paired import aligned, differences, draw, effective_images, holm, mcnemar, mean, swap_test
+from vlmamba_eval.paired import aligned, differences, draw, holm, mcnemar, mean, swap_test
 from vlmamba_eval.stats import bootstrap
 from vlmamba_eval.sums import Sums
 from vlmamba_eval.table import Table
@@ -66,6 +66,10 @@ def test_the_interval_is_that_of_the_difference_on_common_draws() -> None:
     weights = bootstrap(np.eye(300), [""] * 300)
     spread = 100 * weights @ (b - a) / (weights @ np.full(300, 6.0))
     assert (found.ci_low, found.ci_high) == pytest.approx(tuple(np.percentile(spread, [2.5, 97.5])), abs=1e-8)
+    assert found.standard_error == pytest.approx(np.std(spread, ddof=1), abs=1e-8)
+    apart = [np.var(100 * weights @ one / (weights @ np.full(300, 6.0)), ddof=1) for one in (a, b)]
+    assert found.apart == pytest.approx(sum(apart) / np.var(spread, ddof=1), abs=1e-8)
+    assert found.detectable == pytest.approx((norm.ppf(0.975) + norm.ppf(0.8)) * found.standard_error)
     assert found.difference == pytest.approx(100 * (b.sum() - a.sum()) / 1800)
 
 
@@ -152,6 +156,44 @@ def test_the_swap_test_is_scipys_permutation_test_of_pairs() -> None:
     assert swap_test(TASK, *both([table(a, 6), table(b, 6)]))["accuracy", "", "all"] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("differing", [13, 14, 200])
+def test_no_p_is_below_one_in_ten_thousand_unless_all_swaps_are_tried(differing: int) -> None:
+    """B is right where A is wrong, every time: only the swap of no image, and that of all, go as far."""
+    p = swap_test(TASK, *both([table([0] * differing), table([1] * differing)]))["accuracy", "", "all"]
+    if differing == 13:
+        assert p == 2 / 2**13
+    elif differing == 200:
+        assert p == 1 / 10_000
+    else:
+        assert p * 10_000 == pytest.approx(round(p * 10_000))
+
+
+def test_draws_and_swaps_are_those_of_the_seed_and_of_seed_0_by_default() -> None:
+    rng = np.random.default_rng(6)
+    pair = both([table(rng.integers(0, 7, 40), 6), table(rng.integers(0, 7, 40), 6)])
+    p = [swap_test(TASK, *pair, **seed)["accuracy", "", "all"] for seed in ({}, {"seed": 0}, {"seed": 1})]
+    ends = [compared(*pair, **seed)[0].ci_low for seed in ({}, {"seed": 0}, {"seed": 1})]
+    for default, zero, one in (p, ends):
+        assert default == zero != one
+
+
+def test_replicates_in_which_a_metric_is_undefined_for_one_system_are_left_out() -> None:
+    """Of nine pictures one system was asked about two, the other about two others."""
+    a, b = table([1, 0] + [0] * 7, [1, 1] + [0] * 7), table([0] * 7 + [1, 0], [0] * 7 + [1, 2])
+    found = compared(a, b)[0]
+    assert found.difference == pytest.approx(100 / 3 - 50)
+    assert found.ci_low is not None
+    assert found.ci_high is not None
+    assert -100 <= found.ci_low < found.difference < found.ci_high <= 100
+
+
+def test_what_is_undefined_has_no_difference_and_no_p() -> None:
+    a, b = table([1, 0, 1]), table([0, 0, 0], 0)
+    found = compared(a, b)[0]
+    assert (found.b, found.difference, found.ci_low) == (None, None, None)
+    assert swap_test(TASK, *both([a, b])) == {}
+
+
 def test_random_swaps_come_near_the_exact_p() -> None:
     a, b = np.zeros(60), np.zeros(60)
     a[:10], b[10:32] = 1, 1
@@ -170,9 +212,3 @@ def test_holm_is_the_published_example() -> None:
     # Sorted p times 4, 3, 2, 1, never falling: R's p.adjust(c(0.01, 0.04, 0.03, 0.005), "holm").
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([]) == []
-
-
-def test_effective_images() -> None:
-    assert effective_images(np.array([1.0, 1, 1, 0])) == 3
-    assert effective_images(np.array([100.0, 1, 1])) == pytest.approx(1.04, abs=0.01)
-    assert effective_images(np.zeros(5)) == 0

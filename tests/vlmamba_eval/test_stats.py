@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -20,7 +21,7 @@ from scipy.stats import bootstrap as scipys_bootstrap
 from tests.toys import ToyTask, reference
 from vlmamba_eval.stats import Ends, _exact_parts, bootstrap, effective, interval, summarise, wilson
 from vlmamba_eval.sums import Sums
-from vlmamba_eval.table import tabulate
+from vlmamba_eval.table import Totals, tabulate
 from vlmamba_eval.task import Task
 from vlmamba_eval.types import Graded, Metric, Sample, Score, Verdict
 
@@ -56,6 +57,40 @@ def test_results_do_not_depend_on_the_order_of_answers() -> None:
     shuffled = items[:]
     rng.shuffle(shuffled)
     assert summarise(ToyTask(), items) == summarise(ToyTask(), shuffled)
+
+
+def test_results_do_not_depend_on_where_the_pictures_lie() -> None:
+    """Their keys hold paths; what is drawn follows the ids of the questions, and the seed, which is 0."""
+    rng = random.Random(4)
+    items = graded([[rng.choice([0.0, 1.0]) for _ in range(3)] for _ in range(40)])
+    moved = [
+        replace(item, sample=replace(item.sample, image=reference(f"{99 - i // 3}"))) for i, item in enumerate(items)
+    ]
+    assert summarise(ToyTask(), items) == summarise(ToyTask(), moved) == summarise(ToyTask(), items, seed=0)
+    table = tabulate(ToyTask(), items)
+    assert np.array_equal(bootstrap(table.values, [""] * 40), bootstrap(table.values, [""] * 40, 0, 2_000))
+
+
+def test_what_became_of_questions_is_counted_for_each_group() -> None:
+    made = [("ok", Verdict("x", 1.0)), ("ok", Verdict(None, 0.0, valid=False)), ("missing", None), ("error", None)]
+    items = [
+        Graded(Sample(f"{i}", reference("one"), "?", "x", groups=("g",)), verdict, state, state == "ok")  # type: ignore[arg-type]
+        for i, (state, verdict) in enumerate(made)
+    ]
+    items.append(Graded(Sample("f", reference("other"), "?", "x"), None, "error", foreign=True))
+    totals = tabulate(ToyTask(), items).totals
+    assert totals["g"] == Totals(n=4, images=1, unparsed=1, missing=1, error=1, truncated=2, foreign=0)
+    assert totals["all"] == Totals(n=5, images=2, unparsed=1, missing=1, error=1, truncated=2, foreign=1)
+
+
+def test_the_interval_of_a_group_counts_the_groups_own_images() -> None:
+    items = graded([[1.0]] * 10, ("rare",)) + [
+        replace(item, sample=replace(item.sample, id=f"b{item.sample.id}", image=reference(f"b{item.sample.id}")))
+        for item in graded([[1.0, 0.0]] * 30)
+    ]
+    [rare] = [score for score in summarise(ToyTask(), items) if score.category == "rare"]
+    assert (rare.n_images, rare.few_images) == (10, True)
+    assert rare.ci_low == pytest.approx(72.2467, abs=1e-3)  # Wilson over ten images, as below
 
 
 def test_groups_stand_in_the_order_of_their_numbers() -> None:
@@ -117,9 +152,22 @@ def test_an_interval_stays_within_the_metrics_bounds_and_reaches_wilson_only_if_
     assert interval(1.0, spread, None, few) == pytest.approx((-2.8, 1.95))
     assert interval(1.0, spread + 1, 2.0, ENOUGH_IMAGES) == (0.0, 2.0)
     assert interval(50.0, np.array([49.0, 50.0, 52.0]), 100.0, few) == pytest.approx((0.0, 90.0))
+    nothing, just_enough = Ends(0.0, 0.0, 0.0, 0.0), Ends(0.5, 0.4, 31.0, 31.0)
+    for reach in (nothing, just_enough):  # what they say is nearer than the percentiles, or need not be asked
+        assert interval(50.0, np.array([49.0, 50.0, 52.0]), 100.0, reach) == pytest.approx((49.05, 51.9))
     assert interval(50.0, np.array([49.0, 50.0, 52.0]), 200.0, Ends(0.2, 0.2, 15.0, math.inf)) == pytest.approx(
         (49.05 - 0.75 * 39.05, 51.9)  # three quarters of the way: 1 - (15 / 30)^2
     )
+
+
+def test_a_metric_without_bounds_may_have_a_narrow_interval_too() -> None:
+    assert interval(50.0, np.array([49.9, 50.0, 50.1]), None, ENOUGH_IMAGES) == pytest.approx((49.905, 50.095))
+
+
+def test_undefined_replicates_are_left_out_and_an_undefined_value_has_no_interval() -> None:
+    spread = np.array([math.nan, 49.0, math.inf, 50.0, 51.0])
+    assert interval(50.0, spread, 100.0, ENOUGH_IMAGES) == pytest.approx((49.05, 50.95))
+    assert all(map(math.isnan, interval(math.nan, spread, 100.0, ENOUGH_IMAGES)))
 
 
 def test_replicates_that_are_all_alike_give_no_interval() -> None:
@@ -256,6 +304,7 @@ def test_few_images_with_an_error_are_marked_and_many_are_not() -> None:
     assert not few(30, 100)
     assert effective(np.array([1.0] * 30 + [0.0] * 70)) == 30
     assert effective(np.array([9.0, 1.0])) == pytest.approx(100 / 82)
+    assert effective(np.array([0.5, 0.5, 0.0])) == 2
     assert effective(np.zeros(5)) == 0
 
 
@@ -295,6 +344,9 @@ def test_counts_are_added_to_all_and_to_each_group_of_a_question() -> None:
     assert [float(sums("TP", group)[0]) for group in ("all", "even", "red", "other")] == [3, 3, 3, 0]
     assert [float(sums.credit(group)[0]) for group in ("all", "even")] == [2, 2]
     assert sorted(sums.groups_of("TP")) == ["all", "even", "red"]
+    assert list(sums.groups_of("FP")) == []
+    with pytest.raises(LookupError, match="no column 'Tp'"):
+        sums.groups_of("Tp")
 
 
 def test_a_category_may_be_a_number_of_any_length() -> None:

@@ -25,6 +25,7 @@ from typing import Any
 
 from vlmamba_eval.rows import Row, read_text, shorten
 from vlmamba_eval.strict_json import NotJSON, parse_json
+from vlmamba_eval.text import natural
 from vlmamba_eval.types import DataError
 
 EXPECTED = (
@@ -56,7 +57,8 @@ class Saved:
 def read_saved(path: Path) -> Iterator[Saved]:
     """Every answer of a file, or of all files of a folder. Raises `DataError` that calls what is not known by name."""
     if path.is_dir():
-        files = sorted((p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")), key=_natural)
+        there = (p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+        files = sorted(there, key=lambda p: natural(p.name))
         if not files:
             folders = sorted(p.name for p in path.iterdir() if p.is_dir())
             inside = f", but with the folders {shorten(', '.join(folders))}: give one of them" if folders else ""
@@ -67,10 +69,6 @@ def read_saved(path: Path) -> Iterator[Saved]:
         what = "is no regular file: write what it gives into one" if path.exists() else "does not exist"
         raise DataError(f"{path} {what}. {EXPECTED}")
     return _read_file(path)
-
-
-def _natural(path: Path) -> list[str | int]:
-    return [int(part) if part.isdecimal() and len(part) < 18 else part for part in re.split(r"(\d+)", path.name)]
 
 
 # =============================================================================

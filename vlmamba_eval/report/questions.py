@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 from vlmamba_eval.report.unreadable import golds
 from vlmamba_eval.strict_json import parse_json
+from vlmamba_eval.text import natural
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,6 @@ def _alike(runs: Sequence[tuple[int, Answers]]) -> list[list[tuple[int, Answers]
         else:
             lists.append((prompts, [(place, own)]))
     return [members for _, members in lists]
-
-
-def natural(name: str) -> list[tuple[int, int, str]]:
-    """A key that sorts `popular/9` before `popular/10`."""
-    parts = re.split(r"(\d+)", name)
-    return [(1, int(part), "") if part.isdecimal() and part.isascii() else (0, 0, part) for part in parts]
 
 
 def _counted(answers: Sequence[str]) -> str:
