@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.toys import picture, reference
 from vlmamba_eval.dataset import limited
 from vlmamba_eval.folder import Folder
-from vlmamba_eval.plan import batches, estimated_tokens, plan
+from vlmamba_eval.plan import batches, estimated_tokens, finer, plan, share, size_of
 from vlmamba_eval.types import Question, Sample
 
 
@@ -69,7 +71,36 @@ def test_batches_keep_every_group_whole_and_within_the_budget(places: list[tuple
     packed = list(batches(groups, 20, budget))
     assert [group for batch in packed for group in batch] == groups
     for batch in packed:
-        assert len(batch) == 1 or sum(estimated_tokens(group, 20) for group in batch) <= budget
+        assert len(batch) == 1 or size_of(batch, 20) <= budget
+    for batch, following in pairwise(packed):
+        assert size_of([*batch, following[0]], 20) > budget  # no batch ends before it is full
+
+
+def test_tokens_are_estimated_from_characters_with_room_for_template_and_answer() -> None:
+    [group] = plan(asked("a", sample("1", "x", "q" * 40), sample("2", "x", "p" * 7)), ask)
+    [text] = plan(asked("a", sample("1", None, "q" * 40)), ask)
+    assert (estimated_tokens(group, 576), estimated_tokens(text, 576)) == (576 + (10 + 32) + (1 + 32), 10 + 32)
+    assert size_of([group, text], 576) == 651 + 42
+
+
+def test_pictures_of_unlike_names_are_not_read_to_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two files of one name may be one picture; 40,000 others are not worth reading."""
+    images = [Folder(tmp_path).image(tmp_path, f"{i % 3}.png") for i in range(4)]
+    read: list[str] = []
+    monkeypatch.setattr("vlmamba_eval.plan.read_image", lambda image: read.append(image.key) or b"")
+    assert len(plan([("t", Sample(str(i), image, str(i), None)) for i, image in enumerate(images)], ask)) == 3
+    assert read == []
+
+
+def test_each_machine_gets_eight_batches_of_the_one_plan_the_largest_halved_first() -> None:
+    groups = plan([("t", sample(f"{i}", f"image {i}")) for i in range(68)], ask)
+    cut = [groups[:64], groups[64:65], groups[65:]]
+    shares = [share(cut, 20, number, 2) for number in (1, 2)]
+    assert [[len(batch) for batch in one] for one in shares] == [[4, 4, 4, 4, 4, 4, 8, 3], [4, 4, 4, 4, 4, 4, 8, 1]]
+    assert [len(batch) for batch in finer(cut, 20, 16)] == [4] * 12 + [8, 8, 1, 3]
+    assert [group for batch in finer(cut, 20, 16) for group in batch] == groups
+    assert share(cut, 20, 1, 1) == cut  # alone, nothing is made finer
+    assert [len(batch) for batch in finer(cut, 20, 1_000)] == [1] * 68
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(0, 3))
