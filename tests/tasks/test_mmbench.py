@@ -72,6 +72,18 @@ def test_a_list_in_the_other_language_is_refused_by_name(tmp_path: Path, task: A
         read_folder(task, tmp_path)
 
 
+def test_half_a_list_in_chinese_is_no_chinese_list(tmp_path: Path) -> None:
+    """An English list may quote Chinese; more than half of a Chinese one is Chinese."""
+    for chinese, refused in ((2, False), (3, True)):
+        rows = [row(i, question="图中是什么颜色？" if i < chinese else "Which?") for i in range(4)]
+        (tmp_path / OCTOBER.files[0]).write_text(table(rows), encoding="utf-8")
+        (tmp_path / CHINESE.files[0]).write_text(table(rows), encoding="utf-8")
+        task, other = (OCTOBER, CHINESE) if refused else (CHINESE, OCTOBER)
+        with pytest.raises(DataError, match=rf"{chinese} of 4 questions hold Chinese characters"):
+            read_folder(task, tmp_path)
+        assert len(read_folder(other, tmp_path).samples) == 4
+
+
 # =============================================================================
 # Reading an answer
 # =============================================================================

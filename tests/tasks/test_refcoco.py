@@ -68,6 +68,13 @@ def test_the_score_is_the_rate_of_boxes_that_overlap_by_half(put: Put, score: Ca
         ("The box is [0.1, 0.2, 0.5, 0.9]", None),
         ("[0.1, 0.2, 0.5, 0.9].", None),
         ("[0.5, 0.2, 0.1, 0.9]", None),
+        ("[0.1, 0.9, 0.5, 0.2]", None),
+        ("[0.1, 0.2, 0.1, 0.9]", None),
+        ("[0.1, 0.2, 0.5, 0.2]", None),
+        ("[-0.1, 0.2, 0.5, 0.9]", None),
+        ("[0.1, 0.2, 0.5, 1.01]", None),
+        ("[0.1, 0.2, 0.5, 0.9, 1]", None),
+        ('"0.10"', None),
         ("[0.1, 0.2, 0.5]", None),
         ("[10, 20, 50, 90]", None),
         ("['0.1', 0.2, 0.5, 0.9]", None),
@@ -83,10 +90,40 @@ def test_a_box_is_a_list_of_four_parts_and_nothing_else(text: str, box: list[flo
     assert (verdict.credit, verdict.valid) == (float(box is not None), box is not None)
 
 
+@pytest.mark.parametrize(
+    ("bbox", "box"),
+    [
+        ([0, 0, 640, 400], "[0.0, 0.0, 1.0, 1.0]"),
+        ([0.4, 0.4, 0.5, 0.5], "[0.0, 0.0, 0.0, 0.0]"),  # smaller than a hundredth of the picture
+        ([100, 300, 320.4, 100], "[0.16, 0.75, 0.66, 1.0]"),
+        ([639, 0, 2, 10], None),
+        ([0, 399, 10, 2], None),
+        ([5, 5, 0, 10], None),
+        ([5, 5, 10, 0], None),
+        ([-10, 5, 10, 10], None),
+        ([5, -10, 10, 10], None),
+        ([5, 5, 10], None),
+        ([5, 5, 10, 10, 1], None),
+        ([5, 5, "10", 10], None),
+        ([5, 5, True, 10], None),
+        ({"x": 5}, None),
+    ],
+)
+def test_a_box_lies_in_its_picture(put: Put, bbox: Any, box: str | None) -> None:
+    instances = {**INSTANCES, "annotations": [{"id": 7, "image_id": 581857, "bbox": bbox}]}
+    folder = release(put, [REF], instances)
+    if box is None:
+        with pytest.raises(DataError, match="field 'bbox' should"):
+            get_task("refcoco").load(folder)
+    else:
+        assert {sample.target for sample in get_task("refcoco").load(folder).samples} == {box}
+
+
 def test_an_overlap_of_exactly_half_is_enough() -> None:
     grade = get_task("refcoco").grade
     assert grade(Sample("1", None, "?", "[0.0, 0.0, 1.0, 1.0]"), "[0, 0, 0.5, 1]").credit == 1
     assert grade(Sample("1", None, "?", "[0.0, 0.0, 1.0, 1.0]"), "[0, 0, 0.49, 1]").credit == 0
+    assert read_box("[0, 0.0, 1, 1.0]") == [0, 0, 1, 1]
 
 
 def test_the_overlap_is_that_of_counted_cells() -> None:

@@ -768,6 +768,15 @@ def test_cleaning_takes_off_tokens_reasoning_and_white_space(text: str, wanted: 
     assert bool(remarks([text])) == (text != wanted)
 
 
+def test_what_would_be_cleaned_is_counted_by_kind() -> None:
+    said = ["Yes", "[A]", "a < b", "<think>a</think>B", "x</THINK>y <|end|>", "<reasoning>", "[INST]", " D", "E\n"]
+    assert remarks(said).startswith(
+        "Of 9 answers 3 hold reasoning tags (<think>...), 2 hold special tokens, 2 begin or end in white space. They"
+    )
+    assert remarks(["Yes", "<s>"]).startswith("Of 2 answers 1 hold special tokens. They are scored as they are")
+    assert remarks([]) == remarks(["Yes", "a < b [c]"]) == ""
+
+
 def test_answers_with_marks_are_scored_officially_and_cleaned_under_a_name_of_their_own(tmp_path: Path) -> None:
     gqa = samples("gqa")
     path = lines(tmp_path / "a.jsonl", saved(gqa, lambda s: f"<think>Let me look.</think>{gold(s)}</s>"))

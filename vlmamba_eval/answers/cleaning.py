@@ -29,22 +29,15 @@ def clean(text: str) -> str:
 def remarks(texts: Iterable[str]) -> str:
     """A sentence on how many texts `clean` would change, and why; empty if none."""
     counts: Counter[str] = Counter()
-    n = 0
+    texts = list(texts)
     for text in texts:
-        n += 1
-        if "<" not in text and "[" not in text and text == text.strip():
-            continue
-        if OPENED_BEFORE.search(text) or NEVER_CLOSED.search(text):
-            counts["hold reasoning tags (<think>...)"] += 1
-        tokens = TOKENS.findall(text)
-        if tokens:
-            counts["hold special tokens"] += 1
-        if text != text.strip():
-            counts["begin or end in white space"] += 1
-    if not counts:
+        counts["hold reasoning tags (<think>...)"] += bool(OPENED_BEFORE.search(text) or NEVER_CLOSED.search(text))
+        counts["hold special tokens"] += bool(TOKENS.search(text))
+        counts["begin or end in white space"] += text != text.strip()
+    if not counts.total():
         return ""
-    found = ", ".join(f"{count:,} {what}" for what, count in counts.most_common())
+    found = ", ".join(f"{count:,} {what}" for what, count in counts.most_common() if count)
     return (
-        f"Of {n:,} answers {found}. They are scored as they are, which is what the official scorer does; "
+        f"Of {len(texts):,} answers {found}. They are scored as they are, which is what the official scorer does; "
         "--clean takes these off first, under a name of its own."
     )
