@@ -386,6 +386,21 @@ def test_vlmevalkits_table_is_read_tab_separated_and_as_a_sheet(tmp_path: Path) 
         read_answer_file(mmbench, few)
 
 
+def test_empty_cells_and_rows_of_a_sheet_are_no_answers(tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for row in (["index", None, "prediction"], [101.0, None, "x"], [None, None, None], [102, 7, None], [103, "", 0.5]):
+        book.active.append(row)
+    book.create_sheet("notes").append(["not", "read"])
+    path = tmp_path / "sheet.xlsx"
+    book.save(path)
+    assert texts(small("What?", "Why?", "Who?"), path) == {"101": "x", "102": "", "103": "0.5"}
+    book.active.append([7, None, "x"])
+    book.save(path)
+    with pytest.raises(DataError, match=r"sheet\.xlsx, row 6: question '7' is not in"):
+        read_answer_file(small("What?", "Why?", "Who?"), path)
+
+
 def test_vlm_evaluations_results_are_read(tmp_path: Path) -> None:
     gqa = samples("gqa")
     results = {
@@ -721,6 +736,17 @@ def test_a_pipe_is_no_file_of_answers(tmp_path: Path) -> None:
         (b'[{"question_id": 1, "text": "a', "the file ends within its JSON"),
         (b"[1, 2]", "item 0: expected an object with named fields, found 1"),
         (b'{"results": {}, "configs": {}}', "is lmms-eval's summary of scores"),
+        (b'{"results": {}, "configs": {}, "versions": {}}', "is lmms-eval's summary of scores"),
+        (b'{"n-shot": {"pope": 0}, "pope": {}}', "is lmms-eval's summary of scores"),
+        (b'{"results": {"7": "a"}}', "entry 'results': expected the text of an answer, found {'7': 'a'}"),
+        (b'{"v1_0": {"score": [0.5]}}', "entry 'v1_0': expected the text of an answer, found {'score'"),
+        (b'{"7": {"model_output": 3}}', "entry '7': field 'model_output' should be text, found 3"),
+        (b"{}", "holds no answers, but an empty object"),
+        (b'{"7" "a"}', r"x:1: not valid JSON \(.*, column 6\); the file begins with"),
+        (b'{"7": "a"', r"x:1: the file ends within its JSON \(.*\); it begins with"),
+        (b'{"7": "a', r"x:1: the file ends within its JSON \(Unterminated string.*\); it begins with"),
+        (b'{"question_id": 1, "text": "a"}\n\n[1]\n', r"x:3: expected one JSON object a line, found \[1\]"),
+        (b'{"question_id": 1, "text": "a"}\n{"text": "b"} x\n', r"x:2: not a valid JSON line \(Extra data; "),
         (b'{"v1_0": {"model": "g", "score": [0.5], "content": ["x"]}}', "holds the grades of MM-Vet's evaluator"),
         (b'{"question_id": 1, "image": "a.jpg", "text": "Is it?", "label": "no"}', "list of questions, not of answers"),
         (b'{"question": "Is it?", "answer": "no"}\n{"question": "Is it?", "answer": "no"}\n', "reads by order"),
