@@ -104,7 +104,10 @@ ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult,
     ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.LShift: ast.RShift, ast.RShift: ast.LShift,
 }  # fmt: skip
-UNREAD = {"strict", "frozen", "slots", "maxsize", "repr", "what", "encoding", "title", "measures", "paper", "scorer"}
+UNREAD = {
+    "strict", "frozen", "slots", "maxsize", "repr", "what", "encoding", "title", "measures", "paper", "scorer",
+    "thread_name_prefix",
+}  # fmt: skip
 
 
 def changed(node: ast.AST) -> Iterator[ast.AST | None]:
