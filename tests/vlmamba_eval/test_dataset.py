@@ -193,7 +193,7 @@ def test_two_answers_to_one_question_name_both_lines(data: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("", "holds no answers"), ('{"text": "a"}\n', "field 'question_id' is missing")]
+    ("content", "message"), [("", "holds no answers"), ('{"text": "a"}\n', "no field holds the id of a question")]
 )
 def test_a_file_without_answers_says_what_was_expected(data: Path, tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "a.jsonl"

@@ -190,6 +190,9 @@ def test_a_run_says_which_picture_could_not_be_prepared(data: Path, tmp_path: Pa
         def prepare(self, image):
             raise MemoryError("no pictures, please")
 
+        def generate(self, batch):
+            raise AssertionError("there is nothing to ask")
+
     told = Told()
     (data / "toy" / "images" / "0.png").write_bytes(b"")
     evaluate(Picky(), [toy(data)], tmp_path, progress=told)

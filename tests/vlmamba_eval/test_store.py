@@ -6,12 +6,14 @@ import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -265,8 +267,9 @@ def test_a_full_disk_keeps_what_was_answered_and_says_where(tmp_path: Path, monk
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(os, "fsync", full)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1234.5 * 2**20))
         with pytest.raises(
-            StoreError, match=r"answers\.jsonl cannot be written \(No space left on device\)\. .* MiB are free"
+            StoreError, match=r"answers\.jsonl cannot be written \(No space left on device\)\. .* 1,234\.5 MiB are free"
         ):
             run.append([answer(1)])
     assert (tmp_path / ANSWERS).read_bytes() == before

@@ -25,6 +25,7 @@ from typing import Any
 
 from vlmamba_eval.rows import Row, read_text, shorten
 from vlmamba_eval.strict_json import NotJSON, parse_json
+from vlmamba_eval.task import LETTERS
 from vlmamba_eval.text import natural
 from vlmamba_eval.types import DataError
 
@@ -388,7 +389,7 @@ def _prediction(path: Path, header: Sequence[str], cells: Sequence[str], where: 
     row = Row(dict(zip(header, cells, strict=False)), where)
     asked = row.text("question", "")
     if asked:
-        options = [f"{letter}. {cell}" for letter in "ABCDEFGH" if (cell := row.text(letter, ""))]
+        options = [f"{letter}. {cell}" for letter in LETTERS if (cell := row.text(letter, ""))]
         asked = "\n".join([asked, *options])
     keys = [re.sub(r"^(\d+)\.0$", r"\1", key) for name in COLUMNS if (key := row.text(name, ""))]  # 3.0: pandas, holes
     if not keys:
