@@ -731,6 +731,8 @@ def test_a_pipe_is_no_file_of_answers(tmp_path: Path) -> None:
         (b"", "holds no answers"),
         (b"[]", "holds no answers, but an empty list"),
         (b'{"answers": [{"question_id": 1, "text": "a"}]}', "entry 'answers': a list of rows stands here under a name"),
+        (b'{"question_id": "1", "choice_a": "x", "choice_b": "y", "answer": "A"}', "a question with its gold answer"),
+        (b'[{"id": "1", "choices": ["x", "y"], "answer": "x"}]', "is a question with its gold answer"),
         (b'{"question_id": 1, "said": "a"}', r"no field holds the text of an answer \(text, pred.*Rename .* to 'text'"),
         (b'{"number": 1, "text": "a"}', r"no field holds the id of a question \(question_id, .* to 'question_id'"),
         (b'[{"question_id": 1, "text": "a', "the file ends within its JSON"),

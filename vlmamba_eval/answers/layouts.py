@@ -240,6 +240,7 @@ def _object(path: Path, value: Mapping[str, Any]) -> Iterator[Saved]:
 IDS = ("question_id", "questionId", "index", "id", "image_id", "pid")
 SAID = ("prediction", "model_output", "pred", "response", "output", "model_answer", "pred_answer", "generated_text")
 TEXTS = ("text", *SAID, "caption", "answer")  # beside a field of what a model said, `answer` is the gold one
+CHOICES = ("choices", "choice_a", "options", "A")
 PARTS = ("category", "split")
 COLUMNS = ("index", "question_id", "id", "image_path")
 OURS = {"id", "text", "prompt", "stop"}
@@ -260,6 +261,11 @@ def _reader(first: Row) -> Callable[[Row], Saved]:
             "Here answers are joined by id, never by order: add `question_id`, or give the file that has it."
         )
     text = _one_of(first, TEXTS, "the text of an answer")
+    if text == "answer" and (choices := next((name for name in CHOICES if name in names), "")):
+        first.fail(
+            f"a row with `{choices}` and `answer` is a question with its gold answer. If a model wrote it, rename "
+            "`answer` to `text`."
+        )
     key = _one_of(first, IDS, "the id of a question")
     model = "model_id" if isinstance(names.get("model_id"), str) else ""
 
