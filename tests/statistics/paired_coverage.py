@@ -12,6 +12,7 @@ Sets with fewer effective differing images than `stats.ENOUGH` are counted apart
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from vlmamba_eval.sums import Floats
 from vlmamba_eval.types import Metric
 
 MME_PICTURES = (30, 30, 30, 30, 147, 170, 200, 200, 200, 20)  # the ten categories of perception
+TOGETHER = 20  # sets that are drawn in one product
 Rng = np.random.Generator
 
 
@@ -143,26 +145,35 @@ DESIGNS = (
 def coverage(design: Design, systems: Systems, sets: int, seed: int = 0) -> tuple[int, int, int, int, float]:
     """(covered, sets) with enough differing images, (covered, sets) with few, and the median effective number."""
     rng = np.random.default_rng([seed, DESIGNS.index(design), PAIRS.index(systems)])
-    strata = [f"{i:02}" for i, size in enumerate(design.strata) for _ in range(size)]
     place = np.repeat(np.arange(len(design.strata)), design.strata)
-    weights = bootstrap(np.eye(len(strata)), strata)  # [replicates, images]: the product's draws
+    weights = _draws(design.strata)
     truth = _truth(design, systems, rng)
     found: dict[bool, list[bool]] = {True: [], False: []}
     carried = []
-    for _ in range(sets):
-        counted = _list(design, systems, rng, design.strata)
-        drawn = []
-        for table in counted:
-            sums = np.stack([weights[:, place == i] @ table[place == i] for i in range(len(design.strata))], 1)
-            point = np.stack([table[place == i].sum(0) for i in range(len(design.strata))])
-            drawn.append(Drawn((float(design.value(point)),), (design.value(sums),)))
-        difference = differences([Metric("it", 0.0)], drawn[0], drawn[1])[0]
-        carried.append(effective(counted[0][:, -1]))
-        if difference.ci_low is None or difference.ci_high is None:
-            found[False].append(False)  # nothing differs: the product gives no interval
-        else:
-            found[carried[-1] >= ENOUGH].append(difference.ci_low <= truth <= difference.ci_high)
+    for start in range(0, sets, TOGETHER):
+        counted = [_list(design, systems, rng, design.strata) for _ in range(min(TOGETHER, sets - start))]
+        tables = np.array(counted)  # [sets, 2, images, columns]
+        columns = tables.transpose(2, 0, 1, 3).reshape(len(place), -1)  # one product for all sets
+        parts = [(place == i) for i in range(len(design.strata))]
+        sums = np.stack([(weights[:, part] @ columns[part]).reshape(-1, *tables.shape[:2], tables.shape[3])
+                         for part in parts], 3)  # fmt: skip
+        points = np.stack([tables[:, :, part].sum(2) for part in parts], 2)
+        for k, (a, _) in enumerate(counted):
+            one, two = (Drawn((float(design.value(points[k, x])),), (design.value(sums[:, k, x]),)) for x in (0, 1))
+            difference = differences([Metric("it", 0.0)], one, two)[0]
+            carried.append(effective(a[:, -1]))
+            if difference.ci_low is None or difference.ci_high is None:
+                found[False].append(False)  # nothing differs: the product gives no interval
+            else:
+                found[carried[-1] >= ENOUGH].append(difference.ci_low <= truth <= difference.ci_high)
     return sum(found[True]), len(found[True]), sum(found[False]), len(found[False]), float(np.median(carried))
+
+
+@functools.cache
+def _draws(sizes: tuple[int, ...]) -> Floats:
+    """How often the product draws each image, [replicates, images]."""
+    strata = [f"{i:02}" for i, size in enumerate(sizes) for _ in range(size)]
+    return bootstrap(np.eye(len(strata)), strata)
 
 
 def _list(design: Design, systems: Systems, rng: Rng, strata: Sequence[int]) -> tuple[Floats, Floats]:
