@@ -268,6 +268,24 @@ def test_an_errors_text_stays_on_one_line_without_control_signs() -> None:
 # ---------------------------------------------------------------------- a server that is gone
 
 
+@pytest.mark.parametrize("cookie", ["a=b", f"a={'b' * 70_000}", "a=\u0661"], ids=["plain", "large", "odd"])
+def test_a_cookie_goes_with_no_further_question(cookie: str) -> None:
+    """A large one would have the server refuse them all."""
+    act = status(200, completion("yes"), set_cookie=cookie.encode().decode("latin-1"))
+    with ChatServer(lambda asked: act) as server:
+        outcomes = ask(server, numbered(3), concurrency=1, max_retries=0)
+        sent = [name.lower() for asked in server.asked for name in asked.headers]
+    assert [outcome.text for outcome in outcomes if isinstance(outcome, Reply)] == ["yes"] * 3
+    assert "cookie" not in sent
+
+
+def test_a_message_about_a_server_is_not_as_long_as_its_headers() -> None:
+    act = status(200, completion("yes"), x_long="a" * 200_000)
+    with ChatServer(lambda asked: act) as server:
+        [outcome] = ask(server, numbered(1), max_retries=0)
+    assert 20 < len(failing(outcome).message) < 1100
+
+
 def test_a_server_that_is_gone_fails_all_questions_soon() -> None:
     patience = Server(f"http://127.0.0.1:{free_port()}/v1", "toy", max_retries=3, first_wait=0.05)
     with Chat(patience) as chat:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Coroutine, Iterable, Iterator, Mapping
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -296,7 +297,11 @@ class Chat:
                 headers["Authorization"] = f"Bearer {self._key}"
             limits = httpx2.Limits(max_connections=self.server.concurrency + 1)
             timeout = httpx2.Timeout(self.server.timeout)
-            self._client = httpx2.AsyncClient(headers=headers, limits=limits, timeout=timeout, follow_redirects=False)
+            # A cookie that one reply sets would go with all further questions, and an odd one would fail them.
+            no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+            self._client = httpx2.AsyncClient(
+                headers=headers, limits=limits, timeout=timeout, follow_redirects=False, cookies=no_cookies
+            )
             self._slots = asyncio.Semaphore(self.server.concurrency)
             self._loop = asyncio.new_event_loop()
             self._thread = threading.Thread(target=self._loop.run_forever, name="chat", daemon=True)
