@@ -51,8 +51,12 @@ def identity(task: Task, samples: Iterable[Sample], *, labels: bool = False) -> 
 
 def whose(task: Task, samples: Sequence[Sample]) -> str:
     """The task of the same benchmark whose whole list this is, one of the same protocol first; "" if there is none."""
-    same_size = (other for other in _relatives(task) if other.info.questions == len(samples))
-    return next((other.info.name for other in same_size if not list_problem(other, samples)), "")
+    for other in _relatives(task):
+        # Samples of a task of another make, as of a plug-in that reads the same folder, say nothing to this one.
+        akin = isinstance(other, type(task)) or isinstance(task, type(other))
+        if akin and other.info.questions == len(samples) and not list_problem(other, samples):
+            return other.info.name
+    return ""
 
 
 def advice(task: Task, questions: int) -> str:

@@ -44,6 +44,16 @@ def test_other_counts_than_the_declared_are_refused_or_marked(data: Path) -> Non
     assert load_dataset(ToyTask(), str(data)).identity.marks == ()
 
 
+def test_a_plug_in_may_read_the_folder_of_a_benchmark_and_as_many_rows(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MME names its questions by their category, which samples of other makes need not have."""
+    task, mme = ToyTask(questions=25), get_task("mme")
+    task.info = replace(task.info, folders=(*task.info.folders, *mme.info.folders))
+    monkeypatch.setattr(mme, "info", replace(mme.info, questions=24, images=None, ids="", counts={}))
+    assert len(load_dataset(task, str(data), allow_partial=True).samples) == 24
+
+
 def declaring(sha256: str) -> ToyTask:
     task = ToyTask()
     task.info = replace(task.info, sha256=(sha256,))
