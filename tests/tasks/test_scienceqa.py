@@ -192,6 +192,31 @@ def test_llavas_question_file_alone_gives_the_same_samples(real: Path, tmp_path:
         )
 
 
+def test_llavas_question_file_holds_hint_and_choices_in_one_text(tmp_path: Path) -> None:
+    asked = "Context: It has\nlines.\nWhich is red?\nA. a ball\nB. a box\nwith a lid\nC. D. neither"
+    rows = [
+        {"id": "4", "image": "4/image.png", "conversations": [{"value": f"<image>\n{asked}"}, {"value": "C"}]},
+        {"id": 5, "image": "5/image.png", "conversations": [{"value": "Why?\nA. a\nB. b\n<image>"}, {"value": "A"}]},
+        {"id": "6", "conversations": [{"value": "Context: c\nWhy?\nA. a\nB. b"}, {"value": "B"}]},
+        {"id": "7", "conversations": [{"value": "Why?\nA. a\nB. b\nC. c\nD. d\nE. e"}, {"value": "E"}]},
+    ]
+    (tmp_path / "scienceqa").mkdir()
+    (tmp_path / "scienceqa/llava_test_CQM-A.json").write_text(json.dumps(rows))
+    samples = read_folder(SCIENCEQA, tmp_path).samples
+    first = samples[0]
+    assert SCIENCEQA.prompt(first) == f"{asked}\n{LETTER_ANSWER}"
+    assert first.choices == ("a ball", "a box\nwith a lid", "D. neither")
+    assert first.image is not None
+    assert first.image.path.endswith("scienceqa/images/test/4/image.png")
+    assert [(s.id, s.target, s.groups) for s in samples] == [
+        ("4", "C", ("context/text", "context/image")),
+        ("5", "A", ("context/image",)),
+        ("6", "B", ("context/text",)),
+        ("7", "E", ("context/none",)),
+    ]
+    assert [s.id for s in read_folder(IMG, tmp_path).samples] == ["4", "5"]
+
+
 def test_subject_context_and_grade_are_groups(tmp_path: Path) -> None:
     rows = {
         "1": problem(hint="text", image="image.png", grade="grade6", subject="social science"),
@@ -296,6 +321,10 @@ def test_llavas_file_without_lettered_choices_is_refused(tmp_path: Path) -> None
     path.write_text(json.dumps([row]))
     with pytest.raises(DataError, match="should end with lettered choices"):
         read_folder(SCIENCEQA, tmp_path)
+    for turns in (1, 3):
+        path.write_text(json.dumps([row | {"conversations": [{"value": "Why?\nA. a\nB. b"}] * turns}]))
+        with pytest.raises(DataError, match=f"should hold a question and its answer, found {turns} turns"):
+            read_folder(SCIENCEQA, tmp_path)
     row["conversations"] = [{"from": "human", "value": "Which?\nA. a\nB. b"}, {"from": "gpt", "value": "C"}]
     path.write_text(json.dumps([row]))
     with pytest.raises(DataError, match="should be one of 'A', 'B', found 'C'"):

@@ -18,6 +18,7 @@ from tests.answered import gold, samples
 from vlmamba_eval.answer_files import read_answer_file, score_answers
 from vlmamba_eval.answers.asking import Asking
 from vlmamba_eval.answers.cleaning import clean, remarks
+from vlmamba_eval.answers.layouts import read_saved
 from vlmamba_eval.dataset import Dataset
 from vlmamba_eval.manifest import DataIdentity
 from vlmamba_eval.registry import get_task
@@ -544,6 +545,23 @@ def test_what_lmms_eval_asked_is_compared_with_the_question(tmp_path: Path, fiel
         read_answer_file(dataset, lines(path, [row | {field: ["Who?"]}]))
     with pytest.raises(DataError, match=r"'Who\?' does not ask what VQAv2"):  # no prompt is saved, but the question
         read_answer_file(dataset, lines(path, [row | {field: None, "doc": {"question_id": 101, "question": "Who?"}}]))
+
+
+def test_a_saved_question_stands_for_the_prompt_if_there_is_none(tmp_path: Path) -> None:
+    dataset, path = small("What?", "Why?"), tmp_path / "a.jsonl"
+    row = {"question_id": 101, "text": "x"}
+    for also in ({"question": "What?"}, {"question": 7}, {"question": "Who?", "prompt": "What?"}, {"question": ""}):
+        assert texts(dataset, lines(path, [row | also])) == {"101": "x"}
+    for also in ({"question": "Who?"}, {"question": "What?", "prompt": "Who?"}, {"question": "Who?", "prompt": None}):
+        with pytest.raises(DataError, match=r"'Who\?' does not ask what VQAv2"):
+            read_answer_file(dataset, lines(path, [row | also]))
+
+
+def test_a_model_may_be_named_in_the_rows(tmp_path: Path) -> None:
+    for model_id, name in (("a model", "a model"), (7, "saved"), (None, "saved"), ("", "saved")):
+        row = {"question_id": 101, "text": "x", "model_id": model_id}
+        (found,) = read_saved(lines(tmp_path / "saved.jsonl", [row]))
+        assert (found.model or "saved") == name
 
 
 def test_an_answer_of_lmms_eval_may_lie_four_lists_deep_and_no_deeper(tmp_path: Path) -> None:
