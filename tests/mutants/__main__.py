@@ -39,6 +39,7 @@ ROOT = Path(__file__).parents[2]
 EQUAL = Path(__file__).with_name("equal.csv")
 HARNESS, TASKS = "tests/vlmamba_eval/test_{}.py", "tests/tasks/test_{}.py"
 MEMORY = 6 * 2**30  # bytes of data that a mutant may take
+START = 60  # seconds that tests may take to begin, and any of them beyond its time
 
 # Which tests may notice a change: (files in tests/vlmamba_eval, files in tests/tasks), the nearest first.
 COVERED: dict[str, tuple[str, str]] = {
@@ -255,11 +256,11 @@ class Loader(importlib.machinery.SourceFileLoader):
         return compile(ast.fix_missing_locations(tree), self.path, "exec")
 
 
-def run_tests(changes: Mapping[str, ast.NodeTransformer], files: Sequence[str], plugin: Plugin, seconds: float) -> bool:
+def run_tests(changes: Mapping[str, ast.NodeTransformer], files: Sequence[str], plugin: Plugin) -> bool:
     """Run test files over changed modules in a process of their own. Whether all tests passed."""
     child = os.fork()
     if child == 0:
-        signal.alarm(int(seconds))
+        signal.alarm(START)
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
         nothing = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
@@ -286,7 +287,7 @@ class Plugin:
 
 
 class Only(Plugin):
-    """These tests alone, the quickest first, until one fails."""
+    """These tests alone, the quickest first, until one fails or takes ten times as long as it should."""
 
     options = ("-x",)
 
@@ -296,6 +297,9 @@ class Only(Plugin):
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         wanted = [item for item in items if item.nodeid in self.seconds]
         items[:] = sorted(wanted, key=lambda item: self.seconds[item.nodeid])
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        signal.alarm(START + int(10 * self.seconds[nodeid]))
 
 
 @dataclass
@@ -333,6 +337,7 @@ class Watch(Plugin):
         self.path.write_bytes(pickle.dumps(self.seen))
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
+        signal.alarm(3600)
         self._test = nodeid
 
     def pytest_runtest_logfinish(self) -> None:
@@ -377,7 +382,7 @@ def watch(modules: Sequence[str]) -> Seen:
         plugin = Watch(path)
         builtins.called = plugin.called  # type: ignore[attr-defined]
         files = dict.fromkeys(file for module in modules for file in tests_of(module))
-        run_tests({module: Teller(module, plugin) for module in modules}, list(files), plugin, 3600)
+        run_tests({module: Teller(module, plugin) for module in modules}, list(files), plugin)
         return pickle.loads(path.read_bytes())
 
 
@@ -385,7 +390,7 @@ def survives(mutant: Mutant, tests: Mapping[str, float]) -> bool:
     """Whether all these tests pass with a mutant."""
     files = [file for file in tests_of(mutant.module) if any(test.startswith(f"{file}::") for test in tests)]
     changes = {mutant.module: Changer(mutant.module, mutant.place)}
-    return not files or run_tests(changes, files, Only(tests), 60 + 10 * sum(tests.values()))
+    return not files or run_tests(changes, files, Only(tests))
 
 
 # =============================================================================

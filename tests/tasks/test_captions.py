@@ -169,6 +169,27 @@ def test_meteors_program_is_asked_what_pycocoevalcap_asks_it(
     assert caption_metrics.meteor(sums_of(statistics)) == pytest.approx([row["score"] for row in rows], abs=1e-12)
 
 
+def test_the_tokenisers_program_is_asked_what_pycocoevalcap_asks_it_one_sentence_a_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from pycocoevalcap.tokenizer import ptbtokenizer as theirs
+
+    popen = mock.MagicMock()
+    popen.return_value.communicate.return_value = (b"a dog .\n", b"")
+    monkeypatch.setattr(theirs.subprocess, "Popen", popen)
+    theirs.PTBTokenizer().tokenize({"1": [{"caption": "A dog."}]})
+    wanted = popen.call_args.args[0][:-1]  # the last one is a file, for which we have the standard input
+
+    def java(*arguments: str, lines: list[str]) -> list[str]:
+        assert ["java", *(argument.rpartition("/")[2] for argument in arguments)] == wanted
+        assert Path(arguments[arguments.index("-cp") + 1]).is_file()
+        assert lines == ["A dog !? on a beach", "", "x"]
+        return ["a dog !? on a , beach . ", "", "x"]
+
+    monkeypatch.setattr(caption_metrics, "_java", java)
+    assert caption_metrics._ptb(["A dog\u2028!? on\r\na\x85 beach ", "\n", "x"]) == ["a dog !? on a beach", "", "x"]
+
+
 def test_if_meteors_program_fails_the_other_metrics_stand(
     put: Put, score: Callable[..., Scores], monkeypatch: pytest.MonkeyPatch
 ) -> None:
