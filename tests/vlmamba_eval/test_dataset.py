@@ -12,6 +12,7 @@ import pytest
 from tests.toys import ToyTask, write_toy_data
 from vlmamba_eval.answer_files import read_answer_file, score_answers
 from vlmamba_eval.dataset import Dataset, fingerprint, load_dataset, samples_folder
+from vlmamba_eval.folder import Folder
 from vlmamba_eval.identity import identity
 from vlmamba_eval.registry import get_task
 from vlmamba_eval.store import read_scores
@@ -48,7 +49,12 @@ def test_a_plug_in_may_read_the_folder_of_a_benchmark_and_as_many_rows(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """MME names its questions by their category, which samples of other makes need not have."""
-    task, mme = ToyTask(questions=25), get_task("mme")
+
+    class Ungrouped(ToyTask):
+        def load(self, data: Folder) -> Loaded:
+            return Loaded([replace(sample, groups=()) for sample in super().load(data).samples])
+
+    task, mme = Ungrouped(questions=25), get_task("mme")
     task.info = replace(task.info, folders=(*task.info.folders, *mme.info.folders))
     monkeypatch.setattr(mme, "info", replace(mme.info, questions=24, images=None, ids="", counts={}))
     assert len(load_dataset(task, str(data), allow_partial=True).samples) == 24
