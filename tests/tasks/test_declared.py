@@ -16,6 +16,7 @@ from vlmamba_eval.hub import Hub
 from vlmamba_eval.registry import all_tasks, get_task
 from vlmamba_eval.rows import Row
 from vlmamba_eval.table import tabulate
+from vlmamba_eval.task import SHORT_ANSWER
 from vlmamba_eval.types import Graded
 
 WORDS = ("measures", "paper", "scorer")  # for people alone
@@ -66,6 +67,18 @@ def test_a_benchmarks_metrics_are_what_is_written_down(
         return
     assert metrics(name) == written
     assert [one["name"] for one in written if one["headline"]] == [get_task(name).info.headline]
+
+
+@pytest.mark.parametrize("name", all_tasks())
+def test_the_key_of_a_saved_prompt_holds_the_question_whatever_stands_before_it(name: str) -> None:
+    task = get_task(name)
+    if not has_samples(task):
+        return
+    for sample in load_dataset(task, "samples").samples:
+        key = task.join_key(task.prompt(sample))
+        assert key == task.join_key(f"<image>\n{task.prompt(sample)}")
+        assert " ".join(sample.question.split()).rstrip(".?!").lower() in " ".join(key.split()).lower()
+        assert (SHORT_ANSWER in key) == (SHORT_ANSWER in task.prompt(sample) and key == task.prompt(sample).strip())
 
 
 class Asked(Hub):

@@ -139,6 +139,17 @@ def test_the_official_file_loads(load: Callable[[Any], Loaded]) -> None:
     assert GQA.prompt(first) == "Is the sky blue?" + SUFFIX
 
 
+def test_llavas_question_file_alone_gives_prompts_without_labels(put: Put, tmp_path: Path) -> None:
+    row = {"question_id": "201", "image": "n1.jpg", "text": f"Is the sky blue?{SUFFIX}", "category": "default"}
+    put("gqa/llava_gqa_testdev_balanced.jsonl", [row, {**row, "question_id": 202, "image": "n2.jpg"}])
+    first, second = read_folder(GQA, tmp_path).samples
+    assert (first.id, second.id, first.target, first.question) == ("201", "202", None, "Is the sky blue?")
+    assert GQA.prompt(first) == row["text"]
+    assert first.image
+    assert Path(first.image.path) == tmp_path / "gqa/images/n1.jpg"
+    assert first.where.endswith("llava_gqa_testdev_balanced.jsonl:1")
+
+
 def test_the_bundled_samples_load(samples_folder: Path) -> None:
     samples = load_dataset(GQA, "samples").samples
     assert len({s.groups[1] for s in samples}) > 3

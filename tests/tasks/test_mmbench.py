@@ -252,6 +252,11 @@ def test_the_prompt_is_llavas_byte_for_byte(tmp_path: Path) -> None:
     assert CHINESE.prompt(plain) == "Which?\nA. red\nB. blue\n请直接回答选项字母。"
 
 
+def test_likelihood_ranks_the_letters_of_the_options(tmp_path: Path) -> None:
+    samples = load(tmp_path, [row(1, "red blue"), row(2, "a b c d")])
+    assert [MMBENCH.continuations(s) for s in samples] == [("A", "B"), ("A", "B", "C", "D")]
+
+
 def test_cells_that_exports_write_for_nothing_are_absent_and_others_survive(tmp_path: Path) -> None:
     """LLaVA's script takes the texts nan and none for absent, in any case; pandas takes NA and null too."""
     one, two = load(tmp_path, [row(1, "NA null"), row(2, "NA null nan None", hint="nan")])

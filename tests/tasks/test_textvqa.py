@@ -105,7 +105,19 @@ def test_the_official_files_load(official: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "group"), [(0, "00"), (1, "01-05"), (5, "01-05"), (6, "06-10"), (20, "11-20"), (50, "21-50"), (51, "51+")]
+    ("n", "group"),
+    [
+        (0, "00"),
+        (1, "01-05"),
+        (5, "01-05"),
+        (6, "06-10"),
+        (10, "06-10"),
+        (11, "11-20"),
+        (20, "11-20"),
+        (21, "21-50"),
+        (50, "21-50"),
+        (51, "51+"),
+    ],
 )
 def test_questions_are_grouped_by_the_number_of_recognised_words(official: Path, put: Put, n: int, group: str) -> None:
     rows = [{"image_id": image, "ocr_tokens": ["w"] * n} for image in WORDS]
