@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+from vlmamba_eval.registry import get_task
 from vlmamba_eval.types import DataError, UsageError
 
 from .recipe import Recipe
@@ -18,6 +19,8 @@ def check_files(recipe: Recipe, out: Path, start: Path | None, data: Path, only:
         raise UsageError(f"recipe {recipe.name} has no stage {', '.join(unknown)}, only {', '.join(names)}")
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file: name a folder")
+    if not data.is_dir():
+        raise UsageError(f"--data {data}: no such folder")
     if start is not None and not (start / "config.json").is_file():
         raise UsageError(f"--start {start} is not a checkpoint: it has no config.json")
     will_be = set[str]()  # stages that this very run finishes before later ones need them
@@ -43,6 +46,11 @@ def check_files(recipe: Recipe, out: Path, start: Path | None, data: Path, only:
                     f"{data / name} is missing: stage {stage.name} expects a JSON list of conversations in LLaVA's "
                     "format there; --data names the folder that recipes' files are in"
                 )
+        if stage.eval and stage.eval.tasks:
+            for name in stage.eval.benchmarks:
+                get_task(name)
+            if stage.eval.data not in ("samples", "hub") and not (data / stage.eval.data).is_dir():
+                raise UsageError(f"stage {stage.name}: eval.data: {data / stage.eval.data}: no such folder")
         for module, extra in (("peft", stage.lora), ("bitsandbytes", stage.optimizer == "adamw_8bit" or None)):
             if extra is not None and find_spec(module) is None:
                 raise UsageError(f"stage {stage.name} needs {module}: pip install {module}")

@@ -154,9 +154,9 @@ class Measure:
             from vlmamba_eval.registry import get_task
 
             where = self.eval.data if self.eval.data in ("samples", "hub") else str(self.data / self.eval.data)
-            names = [name.strip() for name in self.eval.tasks.split(",") if name.strip()]
+            limit = self.eval.limit or None
             self._datasets = [
-                load_dataset(get_task(name), where, limit=self.eval.limit or None, allow_partial=True) for name in names
+                load_dataset(get_task(name), where, limit=limit, allow_partial=True) for name in self.eval.benchmarks
             ]
         return self._datasets
 

@@ -6,7 +6,8 @@
         train: [connector]
         ...
 
-A recipe may extend another (`extends: FILE`): its own keys replace the other's, and stages of equal name are merged.
+A recipe may extend another (`extends: FILE`, or a recipe of the project by its name): its own keys replace the
+other's, and stages of equal name are merged.
 The types below are the whole language: `vlmamba-train --keys` prints them, `recipe.schema.json` says them to editors.
 """
 
@@ -74,6 +75,11 @@ class Eval(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     tasks: Annotated[str, Meta(description="benchmarks, as vlmamba-eval's --tasks names them: pope,mme")] = ""
     data: Annotated[str, Meta(description="their data: samples, or a folder below --data")] = "samples"
     limit: Annotated[_Count, Meta(description="images of each benchmark at most; 0: all")] = 0
+
+    @property
+    def benchmarks(self) -> list[str]:
+        """The names in `tasks`."""
+        return [name.strip() for name in self.tasks.split(",") if name.strip()]
 
 
 class Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -245,9 +251,13 @@ def _extended(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     if "extends" not in data:
         return data
     other = data.pop("extends")
-    if not isinstance(other, str) or not _is_file(path.parent / other):
-        raise UsageError(f"{path}: extends must name a file beside it, found {quoted(other)}")
-    base = _extended(path.parent / other, (*below, path.resolve()))
+    places = (path.parent / other, FOLDER / f"{other}.yaml") if isinstance(other, str) else ()
+    found = next(filter(_is_file, places), None)
+    if found is None:
+        raise UsageError(
+            f"{path}: extends must name a file beside it or a recipe of the project, found {quoted(other)}"
+        )
+    base = _extended(found, (*below, path.resolve()))
     for stage_name, stage in data.pop("stages").items():
         base["stages"][stage_name] = {**base["stages"].get(stage_name, {}), **stage}
     return {**base, **data}

@@ -44,8 +44,8 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("1: 2\n", "the key 1, which is not text"),
         ("? [a]\n: 1\n", "expected YAML"),
         ("!!python/object/apply:os.system ['touch owned']\n", "expected YAML"),
-        ("extends: /dev/zero\n", "extends must name a file beside it"),
-        ("extends: [a]\n", "extends must name a file beside it"),
+        ("extends: /dev/zero\n", "extends must name a file beside it or a recipe"),
+        ("extends: [a]\n", "extends must name a file beside it or a recipe"),
         ("stages: 3\n", "stages must be a list whose items have a name, found 3"),
         ("stages: [{name: [a]}]\n", "stages must be a list whose items have a name"),
         ("stages: [{name: a}, {name: a}]\n", "two stages have the same name"),
@@ -199,6 +199,12 @@ def test_a_mistake_is_said_before_anything_heavy_is_imported(tmp_path: Path, dat
         (["tiny", "--out", "x", "--stage", "2-instruction"], "which is not there: train it, or --start DIR"),
         (["tiny", "--out", "x", "--set", "report_to=[trackio]"], "trackio is not installed: pip install trackio"),
         (["vlmamba-2.8b", "--out", "x", "--start", str(tmp_path)], "not a checkpoint"),
+        (["tiny", "--out", "x", "--data", str(tmp_path / "nowhere")], "nowhere: no such folder"),
+        (["tiny", "--out", "x", "--set", "0-pretraining.eval={every: 9, tasks: popp}"], "Did you mean: pope"),
+        (
+            ["tiny", "--out", "x", "--set", "0-pretraining.eval={every: 9, tasks: pope, data: nowhere}"],
+            "eval.data: nowhere: no such folder",
+        ),
     ):
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
         assert message in done.stderr, done.stderr

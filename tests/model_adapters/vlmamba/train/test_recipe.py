@@ -53,6 +53,12 @@ def test_a_recipe_extends_another_stage_by_stage(tmp_path: Path):
     assert (recipe.config.connector.kind, recipe.config.name) == ("mlp", "small")
 
 
+def test_a_recipe_of_the_project_is_extended_by_its_name(tmp_path: Path):
+    (tmp_path / "mine.yaml").write_text("extends: tiny\nstages: [{name: 0-pretraining, steps: 3}]\n")
+    recipe = load_recipe(str(tmp_path / "mine.yaml"))
+    assert [stage.steps for stage in recipe.stages] == [3, 150, 1600]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
