@@ -290,10 +290,33 @@ def test_plain_words_are_letters_digits_and_inner_apostrophes() -> None:
     ]
 
 
-def test_a_program_that_fails_is_an_error_not_a_score(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(caption_metrics, "JAVA", ("sh", "-c", "echo one; echo broken >&2; exit 3", "java"))
-    with pytest.raises(caption_metrics.EvalError, match="gave 1 lines for 2 sentences and ended with 3: broken"):
+@pytest.mark.parametrize(
+    ("does", "found"),
+    [
+        ("echo one; echo broken >&2; exit 3", "gave 1 lines for 2 sentences and ended with 3: broken"),
+        ("echo one; echo two; exit 3", "gave 2 lines for 2 sentences and ended with 3"),
+        ("echo one", "gave 1 lines for 2 sentences and ended with 0"),
+        ("cat; echo three", "gave 3 lines for 2 sentences and ended with 0"),
+        ("cat; printf three", "gave 2 lines for 2 sentences and ended with 0"),
+        ("for i in $(seq 99); do echo w$i >&2; done; exit 1", r"ended with 1: w1 .* w59 w60\nThe answers are kept"),
+    ],
+)
+def test_a_program_that_fails_is_an_error_not_a_score(monkeypatch: pytest.MonkeyPatch, does: str, found: str) -> None:
+    monkeypatch.setattr(caption_metrics, "JAVA", ("sh", "-c", does, "java"))
+    with pytest.raises(EvalError, match=found):
         caption_metrics._java(lines=["a", "b"])
+
+
+def test_a_program_gets_a_line_per_sentence_and_gives_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caption_metrics, "JAVA", ("sh", "-c", "sed s/$/!/", "java"))
+    assert caption_metrics._java(lines=["a dog", "", "café"]) == ["a dog!", "!", "café!"]
+    assert caption_metrics._java(lines=[]) == []
+
+
+def test_without_any_caption_nothing_is_computed(put: Put, score: Callable[..., Scores]) -> None:
+    loaded = nocaps(put, {"1": ["a dog"]})
+    assert all(math.isnan(value) for value in score(NOCAPS, loaded, {}).values())
+    assert [NOCAPS.grade(loaded.samples[0], text).valid for text in ("a dog", " \n", "")] == [True, False, False]
 
 
 # =============================================================================

@@ -106,6 +106,8 @@ def test_ranking_asks_without_options_and_takes_the_lowest_mean_loss(put: Put) -
     assert SEED.continuations(s) == ("One", "Two", "Three", "Four")
     ranked = tuple(Likelihood(total, n) for total, n in ((-3.0, 1), (-4.0, 4), (-2.2, 2), (-9.0, 3)))
     assert SEED.choose(s, Generation("Three", "", 0, "likelihood", ranked)) == "B"
+    empty = (Likelihood(-3.0, 0), Likelihood(-2.0, 1), Likelihood(-9.0, 3), Likelihood(-8.0, 2))  # a choice of no token
+    assert SEED.choose(s, Generation("Two", "", 0, "likelihood", empty)) == "B"
 
 
 def test_equal_choices_are_told_apart_by_their_place(put: Put) -> None:
@@ -253,6 +255,9 @@ def test_the_submission_is_in_the_order_of_the_questions(put: Put, tmp_path: Pat
         ({"data_type": "audio"}, "field 'data_type' should be one of"),
         ({"question_type_id": 13}, "question type '13' with image data"),
         ({"question_type_id": 10}, "question type '10' with image data"),
+        ({"question_type_id": 9, "data_type": "video"}, "question type '9' with video data"),
+        ({"question_type_id": 0}, "question type '0' with image data"),
+        ({"question_type_id": 13, "data_type": "video"}, "question type '13' with video data"),
         ({"data_id": "../../x"}, "leaves the image folder"),
         ({"question_id": None}, "field 'question_id' should be an id"),
     ],
@@ -283,6 +288,8 @@ def test_bad_files_are_refused(put: Put, tmp_path: Path) -> None:
 
 def test_a_question_that_stands_twice_is_asked_once_counted_twice_and_submitted_twice(put: Put, tmp_path: Path) -> None:
     """Question 49914 is twice in the official list."""
+    thrice = [question("49914", 1)] * 3
+    assert [s.id for s in load(put, thrice)] == ["49914", "49914#2", "49914#3"]
     rows = [question("49914", 1), question("7", 1), question("49914", 1)]
     samples = read_folder(SEED, put("seed_bench/SEED-Bench.json", {"questions": rows}).parents[1]).samples
     assert [(s.id, s.answer_key) for s in samples] == [("49914", "49914"), ("7", "7"), ("49914#2", "49914")]
@@ -319,3 +326,13 @@ def test_another_map_of_types_is_another_benchmark(put: Put) -> None:
     put("seed_bench/SEED-Bench.json", {"questions": [question("1", 1)], "question_type": theirs})
     with pytest.raises(DataError, match="type 9 is 'Visual Referring', here it is 'text understanding'"):
         read_folder(SEED, path.parents[1])
+    for number in (0, 13):
+        content = {"questions": [question("1", 1)], "question_type": ours | {"Scene Understanding": number}}
+        put("seed_bench/SEED-Bench.json", content)
+        with pytest.raises(DataError, match=f"type {number} is 'Scene Understanding', here it is 'none'"):
+            read_folder(SEED, path.parents[1])
+    put(
+        "seed_bench/SEED-Bench.json",
+        {"questions": [question("1", 1)], "question_type": {"Procedure understanding": 12}},
+    )
+    assert len(read_folder(SEED, path.parents[1]).samples) == 1

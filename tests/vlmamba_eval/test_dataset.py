@@ -118,6 +118,14 @@ def test_the_bundled_samples_say_so_by_whatever_name(where: str) -> None:
     assert load_dataset(get_task("pope"), where).identity.marks == ("SAMPLES",)
 
 
+def test_a_data_set_remembers_where_it_was_read(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(data.parent)
+    assert load_dataset(ToyTask(), data.name).source == str(data.resolve())
+    assert load_dataset(get_task("pope"), "samples").source == "samples"
+    with pytest.raises(UsageError, match="No samples of vsr are bundled"):
+        load_dataset(get_task("vsr"), "samples")
+
+
 def test_a_folder_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such folder"):
         load_dataset(ToyTask(), str(tmp_path / "nowhere"))

@@ -119,5 +119,6 @@ def test_the_sample_depends_on_the_seed_and_not_on_where_the_data_lies() -> None
     here = [sample(f"{i}", f"here/{i}") for i in range(30)]
     there = [sample(f"{i}", f"there/{i}") for i in range(30)]
     ids = [item.id for item in limited(here, 10, 0)]
+    assert len(ids) == 10
     assert ids == [item.id for item in limited(there, 10, 0)]
     assert ids != [item.id for item in limited(here, 10, 1)]

@@ -83,6 +83,30 @@ def test_a_torn_tail_is_cut_off_at_whatever_byte_it_was_torn(tmp_path: Path) -> 
         assert path.read_bytes() == whole
 
 
+@pytest.mark.parametrize("torn", [0, 1, 2**16 - 1, 2**16, 2**16 + 1, 150_000])
+@pytest.mark.parametrize("lines", [0, 1, 2])
+def test_a_torn_tail_of_any_length_is_cut_off(tmp_path: Path, torn: int, lines: int) -> None:
+    path = tmp_path / ANSWERS
+    whole = b"".join(journal.encode({"id": str(i), "text": "y" * 70_000}) for i in range(lines))
+    path.write_bytes(whole + b"x" * torn)
+    with journal.Journal(path) as opened:
+        assert path.read_bytes() == whole
+        opened.append([{"id": "next"}])
+    assert path.read_bytes() == whole + journal.encode({"id": "next"})
+
+
+@pytest.mark.parametrize("damage", [slice(0, 1), slice(-1, None), slice(-2, -1), slice(-3, -2), slice(10, 11)])
+def test_a_line_with_one_byte_less_or_another_is_damaged(tmp_path: Path, damage: slice) -> None:
+    line = journal.encode({"id": "0", "text": "yes"})[:-1]
+    place = range(len(line))[damage][0]
+    for changed in (line[:place] + line[place + 1 :], line[:place] + b"~" + line[place + 1 :], line + b"}"):
+        (tmp_path / ANSWERS).write_bytes(changed + b"\n")
+        with pytest.raises(StoreError, match=r"answers\.jsonl:1: this answer is damaged"):
+            read_answers(tmp_path)
+    with pytest.raises(StoreError, match=r"answers\.jsonl:1: this record is damaged"):
+        list(journal.read(tmp_path / ANSWERS))
+
+
 def test_reading_a_run_that_another_process_writes_changes_nothing(tmp_path: Path) -> None:
     path = filled(tmp_path) / ANSWERS
     torn = path.read_bytes()[:-5]
@@ -217,7 +241,10 @@ def test_whatever_the_owner_of_a_run_wrote_of_itself_is_shown(tmp_path: Path) ->
         ):
             pass
         (tmp_path / ".owner").unlink()
-        with pytest.raises(StoreError, match="is being written by another process"), Run(tmp_path, MANIFEST):
+        with (
+            pytest.raises(StoreError, match=r"written by another process\. Wait for it"),
+            Run(tmp_path, MANIFEST),
+        ):
             pass
 
 
