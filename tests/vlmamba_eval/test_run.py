@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from tests.toys import ToyAdapter, ToyTask, picture, png_with, write_toy_data
+from vlmamba_eval.answer_files import score_answers
 from vlmamba_eval.dataset import Dataset, load_dataset
 from vlmamba_eval.generate import batch_tokens_for, checked, halving
 from vlmamba_eval.run import Outcome, evaluate
@@ -261,6 +262,16 @@ def test_every_continuation_must_have_its_likelihood(likelihoods: Any, problem: 
 def test_the_budget_of_a_batch_depends_on_the_kind_of_device() -> None:
     devices = ("cpu", "cuda", "cuda:1", "server", "mps:0")
     assert [batch_tokens_for(device) for device in devices] == [16_384, 65_536, 65_536, 4_096, 16_384]
+
+
+def test_untrained_weights_mark_the_result_and_answers_of_others_do_not(data: Path, tmp_path: Path) -> None:
+    random = ToyAdapter()
+    random.info = replace(random.info, untrained=True)
+    assert run(data, tmp_path, random).scores.marks == ("UNTRAINED",)
+    assert run(data, tmp_path / "trained").scores.marks == ()
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"question_id": "0-1", "text": "red"}\n')
+    assert score_answers(toy(data), path, tmp_path / "theirs").scores.marks == ("INCOMPLETE",)
 
 
 def test_every_question_has_a_row_of_what_became_of_it(data: Path, tmp_path: Path) -> None:
