@@ -27,7 +27,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType
@@ -291,15 +291,16 @@ class Only(Plugin):
 
     options = ("-x",)
 
-    def __init__(self, seconds: Mapping[str, float]) -> None:
-        self.seconds = seconds
+    def __init__(self, seconds: Mapping[str, float], known: Container[str]) -> None:
+        self.seconds, self.known = seconds, known
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        wanted = [item for item in items if item.nodeid in self.seconds]
-        items[:] = sorted(wanted, key=lambda item: self.seconds[item.nodeid])
+        # A test that was not there before, a mutant brought forth: a parameter that it changed.
+        wanted = [item for item in items if item.nodeid in self.seconds or item.nodeid not in self.known]
+        items[:] = sorted(wanted, key=lambda item: self.seconds.get(item.nodeid, 0.0))
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        signal.alarm(START + int(10 * self.seconds[nodeid]))
+        signal.alarm(START + int(10 * self.seconds.get(nodeid, 0.0)))
 
 
 @dataclass
@@ -386,11 +387,12 @@ def watch(modules: Sequence[str]) -> Seen:
         return pickle.loads(path.read_bytes())
 
 
-def survives(mutant: Mutant, tests: Mapping[str, float]) -> bool:
-    """Whether all these tests pass with a mutant."""
+def survives(mutant: Mutant, seen: Seen) -> bool:
+    """Whether all tests that may notice a mutant pass with it."""
+    tests = seen.noticing(mutant)
     files = [file for file in tests_of(mutant.module) if any(test.startswith(f"{file}::") for test in tests)]
     changes = {mutant.module: Changer(mutant.module, mutant.place)}
-    return not files or run_tests(changes, files, Only(tests))
+    return not files or run_tests(changes, files, Only(tests, seen.seconds))
 
 
 # =============================================================================
@@ -429,7 +431,7 @@ def main(sample: int, seed: int, modules: tuple[str, ...], minutes: float, least
         if mutant.key in known:
             same += 1
             continue
-        if survives(mutant, seen.noticing(mutant)):
+        if survives(mutant, seen):
             alive += 1
             click.echo(f"SURVIVED {mutant.module}:{mutant.line} {mutant.function}: {mutant.before}  ->  {mutant.after}")
         else:

@@ -186,6 +186,19 @@ def test_pope_answered_list_by_list_is_recognised_by_its_prompts(tmp_path: Path,
     assert texts(pope, popular) == {key: text for key, text in wanted.items() if key.startswith("popular")}
 
 
+def test_a_list_ends_with_its_file_even_if_no_number_comes_twice(tmp_path: Path) -> None:
+    pope = samples("pope")
+    folder = tmp_path / "answers"
+    folder.mkdir()
+    wanted = {}
+    for split, part in (("random", slice(0, 48)), ("popular", slice(48, 96))):
+        some = [s for s in pope.samples if s.groups[0] == split][part]
+        rows = [{"question_id": int(s.id.split("/")[1]), "prompt": pope.task.prompt(s), "text": s.id} for s in some]
+        lines(folder / f"{split}.jsonl", rows)
+        wanted |= {s.id: s.id for s in some}
+    assert texts(pope, folder) == wanted
+
+
 # -- what a prompt asks ------------------------------------------------------------------------------------------------
 
 
