@@ -7,9 +7,11 @@ import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -22,7 +24,7 @@ from hypothesis import strategies as st
 
 from vlmamba_eval import journal
 from vlmamba_eval.adapter import AdapterInfo
-from vlmamba_eval.files import write_atomic
+from vlmamba_eval.files import write_atomic, write_json
 from vlmamba_eval.manifest import DataIdentity, Manifest, TaskIdentity, folder_name
 from vlmamba_eval.store import (
     ANSWERS,
@@ -132,6 +134,24 @@ def test_what_is_written_is_on_the_disk_before_anything_else_happens(
         write_atomic(tmp_path / "run" / "x", "content")
         assert synced[0].startswith(".x.")
         assert synced[1:] == ["run"]
+
+
+def test_a_file_is_readable_by_everybody_and_by_people(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "x.json"
+    write_json(path, {"b": [1, None], "a": "é\ud800"})
+    assert path.read_text() == '{\n "b": [\n  1,\n  null\n ],\n "a": "é\\ud800"\n}\n'
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"a": float("nan")})
+
+
+def test_a_writer_is_taken_for_dead_after_an_hour(tmp_path: Path) -> None:
+    for age, stays in ((3600.5, False), (3000, True)):
+        left = tmp_path / f".x.{age}.tmp"
+        left.touch()
+        os.utime(left, (time.time() - age,) * 2)
+        write_atomic(tmp_path / "x", f"{age}")
+        assert left.exists() == stays
 
 
 def test_only_folders_with_manifest_and_scores_are_runs(tmp_path: Path) -> None:
