@@ -16,6 +16,8 @@ from vlmamba_eval.typed import command
 from vlmamba_eval.types import EvalError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vlmamba_eval.run import Outcome
 
 COMPLETE, FAILED, USAGE, INCOMPLETE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -239,6 +241,7 @@ def _evaluate(
 
     from vlmamba_eval.commands_data import settled
     from vlmamba_eval.preflight import preflight
+    from vlmamba_eval.prepare import together
     from vlmamba_eval.registry import defer, find_family, options_of, registry
     from vlmamba_eval.report.console import ConsoleProgress
     from vlmamba_eval.run import answer_share, evaluate, finished
@@ -253,21 +256,30 @@ def _evaluate(
     for path in include:
         registry().include(path)
     chosen = _tasks(tasks)
-    family, _ = find_family(model)  # a misspelt model is told before data is read
-    declared = {option.name for option in options_of(family)}
     options = _key_values("--model-option", model_options)
-    for short, value in {"seed": seed, **shorthands}.items():
-        option, value = ("sharing", not value) if short == "no_sharing" else (short, value)
-        if short in given and (option in declared or short != "seed"):
-            options.setdefault(option, value)
-    adapter = defer(model, options)
-    if name is not None:
-        adapter = _named(adapter, name)
-    datasets = settled(chosen, data, download, limit=limit, seed=seed, allow_partial=allow_partial)
+
+    def found() -> Any:
+        declared = {option.name for option in options_of(find_family(model)[0])}
+        for short, value in {"seed": seed, **shorthands}.items():
+            option, value = ("sharing", not value) if short == "no_sharing" else (short, value)
+            if short in given and (option in declared or short != "seed"):
+                options.setdefault(option, value)
+        deferred = defer(model, options)
+        return deferred if name is None else _named(deferred, name)
+
+    problems: list[EvalError] = []  # of the model, the questions and the pictures, told together
+    adapter = _tried(found, problems)
+    if problems and data in ("hub", "auto"):
+        raise problems[0]  # nothing is fetched for a model that is not there
+    datasets = settled(chosen, data, download, problems, limit=limit, seed=seed, allow_partial=allow_partial)
     place = out / "shards" / f"{part[0]}-of-{part[1]}" if part else out
-    unfinished = [each for each in datasets if not finished(each, adapter.info, place, scoring)]  # type: ignore[arg-type] - click checks
-    for note in preflight(unfinished, place, allow_missing_images=allow_missing_images):
+    unfinished = [each for each in datasets if not adapter or not finished(each, adapter.info, place, scoring)]  # type: ignore[arg-type] - click checks
+    for note in (
+        _tried(partial(preflight, unfinished, place, allow_missing_images=allow_missing_images), problems) or []
+    ):
         say(note)
+    if problems:
+        raise together(problems)
     answering = None
     if workers or ray:
         from vlmamba_eval.workers import Recipe, answer_on_workers
@@ -327,6 +339,15 @@ def _key_values(option: str, given: tuple[str, ...]) -> dict[str, Any]:
             raise UsageError(f"{option} {text}: expected KEY=VALUE.")
         options[key.strip().replace("-", "_")] = value
     return options
+
+
+def _tried(work: Callable[[], Any], problems: list[EvalError]) -> Any:
+    """What `work` gives, or None: then its error is one more of the problems."""
+    try:
+        return work()
+    except EvalError as error:
+        problems.append(error)
+        return None
 
 
 def _named(adapter: Any, name: str) -> Any:

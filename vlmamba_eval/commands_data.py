@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vlmamba_eval.dataset import Dataset
     from vlmamba_eval.fetch.progress import ConsoleProgress
     from vlmamba_eval.task import Task
+    from vlmamba_eval.types import EvalError
 
 
 def prepare(
@@ -75,16 +76,19 @@ def prepare(
     return right
 
 
-def settled(tasks: Sequence[Task], data: str, download: bool, **load: Any) -> list[Dataset]:
-    """The data sets of a run: what is missing is fetched with `--download`, or if the user on a terminal agrees."""
+def settled(tasks: Sequence[Task], data: str, download: bool, problems: list[EvalError], **load: Any) -> list[Dataset]:
+    """The data sets of a run: what is missing is fetched with `--download`, or if the user on a terminal agrees.
+
+    Questions that are not there are added to `problems`; if there are some already, nothing is fetched.
+    """
     progress = None
-    if download or _on_terminal():
+    if not problems and (download or _on_terminal()):
         from vlmamba_eval.fetch.progress import ConsoleProgress
 
         progress = ConsoleProgress()
     try:
         ask = _ask(download, progress) if progress is not None else None
-        return settle(tasks, data, ask=ask, say=say, progress=progress, **load)
+        return settle(tasks, data, ask=ask, say=say, problems=problems, progress=progress, **load)
     finally:
         if progress is not None:
             progress.close()

@@ -18,7 +18,8 @@ PER_ANSWER = 500  # bytes of a short answer in all files of a run, besides its p
 def preflight(datasets: Sequence[Dataset], out: Path, *, allow_missing_images: bool = False) -> list[str]:
     """What the user should know before these data sets are asked, one sentence each.
 
-    The full list of missing pictures is written to `out`. Raises `DataError` for them, unless they are allowed.
+    The full list of missing pictures is written to `out`. Raises `DataError` for them, with the other sentences, unless
+    they are allowed.
     """
     notes = [f"{dataset.task.info.name}: {need}" for dataset in datasets for need in scoring_needs(dataset)]
     notes += _disk(datasets, out)
@@ -27,7 +28,8 @@ def preflight(datasets: Sequence[Dataset], out: Path, *, allow_missing_images: b
         message = f"{_counted(datasets, missing)} All of them: {written}"
         if not allow_missing_images:
             raise DataError(
-                f"{message}\n--download fetches them, if their source is known (vlmamba-eval prepare shows it); with "
+                "\n".join([*notes, message])
+                + "\n--download fetches them, if their source is known (vlmamba-eval prepare shows it); with "
                 "--allow-missing-images the run goes on, their questions fail and count as wrong."
             )
         notes.append(f"{message}\nTheir questions fail and count as wrong.")

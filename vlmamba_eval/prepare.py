@@ -237,15 +237,17 @@ def settle(
     *,
     ask: Ask | None,
     say: Callable[[str], None],
+    problems: list[EvalError] | None = None,
     http: Http | None = None,
     progress: Progress | None = None,
     **load: Any,
 ) -> list[Dataset]:
     """The data sets of a run. What is missing is fetched if `ask` agrees; without `ask` nothing is.
 
-    `data` is `auto`, or what `load_dataset` reads: missing pictures are left to `preflight`. Raises `DataError` for
-    questions that are not there.
+    `data` is `auto`, or what `load_dataset` reads: missing pictures are left to `preflight`. Raises one error for all
+    tasks whose questions are not there; with `problems`, they are added to these, and the other tasks' data returned.
     """
+    errors: list[EvalError] = [] if problems is None else problems
     wheres = [task.data or (_auto(task, ask is not None, load) if data == "auto" else data) for task in tasks]
     found: dict[str, Dataset] = {}
     for where in dict.fromkeys(wheres):
@@ -254,14 +256,23 @@ def settle(
             for task in chosen:
                 if where == "hub" and data == "auto" and ask is not None and not _hub_cached(task.info.hub):
                     _ask_for_hub(task, ask)
-                found[task.info.name] = load_dataset(task, where, **load)
+                try:
+                    found[task.info.name] = load_dataset(task, where, **load)
+                except EvalError as error:
+                    errors.append(error)
             continue
         needs = [look(task, where, **load) for task in chosen]
         if ask is not None and not isinstance(data_root(where), InArchive):
             needs = fetch(needs, where, ask=ask, say=say, http=http, progress=progress, **load)
-        for need in needs:
-            found[need.task.info.name] = _dataset_of(need, where)
-    return [found[task.info.name] for task in tasks]
+        lacking = [need for need in needs if need.dataset is None]
+        size = sum(need.size for need in lacking if need.missing)
+        for need in lacking:
+            hint = f"--download fetches what is missing into {where}: {about(size)}." if size else ""
+            errors.append(_lacking(need, hint if need is lacking[-1] else ""))
+        found.update((need.task.info.name, need.dataset) for need in needs if need.dataset is not None)
+    if errors and problems is None:
+        raise together(errors)
+    return [found[task.info.name] for task in tasks if task.info.name in found]
 
 
 def _ask_for_hub(task: Task, ask: Ask) -> None:
@@ -272,14 +283,18 @@ def _ask_for_hub(task: Task, ask: Ask) -> None:
         raise DataError(f"{info.name}: its data is not here, and nothing was fetched.")
 
 
-def _dataset_of(need: Need, where: str) -> Dataset:
-    if need.dataset is None:
-        assert need.error is not None  # noqa: S101 - there is one if there is no data set
-        hints = [f"  {in_words(source)}" for source in need.by_hand]
-        if need.missing:
-            hints.insert(0, f"--download fetches what is missing into {where}: {about(need.size)}.")
-        raise type(need.error)("\n".join([str(need.error), *hints]))
-    return need.dataset
+def _lacking(need: Need, hint: str) -> EvalError:
+    assert need.error is not None  # noqa: S101 - there is one if there is no data set
+    hints = [f"  {in_words(source)}" for source in need.by_hand]
+    if hint:
+        hints.insert(0, hint)
+    return type(need.error)("\n".join([str(need.error), *hints]))
+
+
+def together(errors: Sequence[EvalError]) -> EvalError:
+    """One error that says what all of them say, of the first one's type; what begins alike is said once."""
+    said = {text.split("\n")[0]: text for text in map(str, errors)}
+    return type(errors[0])("\n".join(said.values()))
 
 
 def _auto(task: Task, may_fetch: bool, load: dict[str, Any]) -> str:

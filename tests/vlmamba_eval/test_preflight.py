@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from click.testing import CliRunner
 
 from tests.toys import ToyAdapter, ToyTask, write_toy_data
-from vlmamba_eval.dataset import Dataset, load_dataset
+from vlmamba_eval.cli import cli
+from vlmamba_eval.dataset import Dataset, load_dataset, samples_folder
 from vlmamba_eval.preflight import preflight
 from vlmamba_eval.registry import get_task
 from vlmamba_eval.run import evaluate, finished
-from vlmamba_eval.types import DataError
+from vlmamba_eval.types import DataError, UsageError
 
 
 @pytest.fixture
@@ -36,6 +39,31 @@ def test_missing_pictures_are_counted_named_and_listed(dataset: Dataset, tmp_pat
     assert listed == [f"{images}/{name}.png" for name in ("1", "3", "4", "5")]
     [note] = preflight([dataset], tmp_path / "out", allow_missing_images=True)
     assert note.endswith("Their questions fail and count as wrong.")
+
+
+def test_all_that_stops_a_run_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model, the questions of every task, the pictures, and what scoring will lack: not one at each attempt."""
+    monkeypatch.setattr("vlmamba_eval.prepare.installed", lambda extra: False)
+    data = tmp_path / "data"
+    for place in ("pope/coco", "mmbench"):
+        shutil.copytree(samples_folder() / place, data / place)
+    arguments = ["--model", "vlmamba-tinny", "--tasks", "pope,gqa,mmbench", "--allow-partial"]
+    said = CliRunner().invoke(cli, [*arguments, "--data", str(data), "--out", str(tmp_path / "out")])
+    assert isinstance(said.exception, UsageError)
+    for part in (
+        "Unknown model 'vlmamba-tinny'",
+        "GQA's question file not found",
+        "pope: 16 of 16 pictures are missing",
+        "mmbench: `vlmamba-eval submit` needs",
+    ):
+        assert part in str(said.exception)
+    assert len((tmp_path / "out/missing-images.txt").read_text().splitlines()) == 16
+
+
+def test_a_folder_that_is_not_there_is_told_once(tmp_path: Path) -> None:
+    arguments = ["--model", "vlmamba-tinny", "--tasks", "pope,pope_9000", "--data", str(tmp_path / "none")]
+    said = CliRunner().invoke(cli, [*arguments, "--out", str(tmp_path / "out")])
+    assert str(said.exception).count("no such folder") == 1
 
 
 def test_pictures_that_came_since_are_listed_no_more(dataset: Dataset, tmp_path: Path) -> None:
