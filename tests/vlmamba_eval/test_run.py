@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.toys import ToyAdapter, ToyTask, picture, png_with, write_toy_data
+from tests.toys import ToyAdapter, ToyTask, picture, png_with, reference, write_toy_data
 from vlmamba_eval.answer_files import score_answers
 from vlmamba_eval.dataset import Dataset, load_dataset
-from vlmamba_eval.generate import batch_tokens_for, checked, halving
+from vlmamba_eval.generate import batch_tokens_for, checked, generate, halving
+from vlmamba_eval.plan import ImageJobs, Job
 from vlmamba_eval.run import Outcome, evaluate
 from vlmamba_eval.store import read_answers, read_verdicts
 from vlmamba_eval.types import (
@@ -227,6 +228,22 @@ def test_a_batch_that_fails_is_halved_picture_by_picture_then_question_by_questi
         "2 questions about one image together: out of memory: 4 GiB; trying 1 at a time.",
         "A question failed: takes too long",
     ]
+
+
+def test_an_interrupted_run_prepares_no_more_pictures() -> None:
+    class Interrupted(ToyAdapter):
+        def prepare(self, image: Image.Image) -> Any:
+            time.sleep(0.01)
+            return super().prepare(image)
+
+        def generate(self, batch):
+            raise KeyboardInterrupt
+
+    adapter = Interrupted()
+    groups = [ImageJobs(reference(f"{i}"), [Job(Question("?", 1), [("toy", f"{i}")])]) for i in range(1_000)]
+    with pytest.raises(KeyboardInterrupt):
+        list(generate(adapter, [groups[:1], groups[1:]]))
+    assert adapter.images_prepared < 500
 
 
 def test_a_failure_that_an_adapter_returns_is_told() -> None:
