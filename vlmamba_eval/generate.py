@@ -6,7 +6,8 @@ It is what a run goes through, and what a worker on another machine runs on its 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
@@ -33,6 +34,8 @@ AUTO_BATCH_TOKENS = {"cpu": 16_384, "cuda": 65_536, "server": 4_096}
 
 PREPARE_THREADS = min(16, max(4, os.cpu_count() or 1))
 """Threads that read, decode and resize pictures; all three release the interpreter's lock."""
+AHEAD_IMAGES, AHEAD_BYTES = 1024, 2**29
+"""How many prepared pictures wait for the model at most, and their memory."""
 IMAGE_SECONDS = 30.0  # for reading, decoding and preparing one picture; a usual one takes a hundredth of a second
 
 Ask = Callable[[Sequence[ImageQuestions]], Sequence[Sequence[Generation | Failure]]]
@@ -91,7 +94,11 @@ def _verb(adapter: Adapter, scoring: Scoring) -> Ask:
 def _prepared(
     adapter: Adapter, all_batches: Iterable[list[ImageJobs]], pool: ThreadPoolExecutor
 ) -> Iterator[tuple[list[ImageJobs], list[Future[Any] | None]]]:
-    """Each batch with its images under way; one batch is prepared ahead while another is answered."""
+    """Each batch with its images under way.
+
+    One batch is prepared while another is answered, and further ones as far as memory allows: so large pictures at the
+    end of a list are decoded while the model is busy with small ones.
+    """
 
     def opened(group: ImageJobs) -> Any:
         assert group.image is not None  # noqa: S101 - only groups with an image are submitted
@@ -100,14 +107,36 @@ def _prepared(
     def prepare(group: ImageJobs) -> Any:
         return within(IMAGE_SECONDS, opened, group)
 
-    ahead: tuple[list[ImageJobs], list[Future[Any] | None]] | None = None
+    ahead: deque[tuple[list[ImageJobs], list[Future[Any] | None]]] = deque()
+    waiting = 0  # images
+    largest = AHEAD_BYTES  # of the images of the latest batch
     for batch in all_batches:
-        following = batch, [pool.submit(prepare, group) if group.image is not None else None for group in batch]
-        if ahead is not None:
-            yield ahead
-        ahead = following
-    if ahead is not None:
-        yield ahead
+        ahead.append((batch, [pool.submit(prepare, group) if group.image is not None else None for group in batch]))
+        waiting += len(batch)
+        while len(ahead) > 1 and waiting > min(AHEAD_IMAGES, AHEAD_BYTES // largest):
+            answered, futures = ahead.popleft()
+            yield answered, futures
+            waiting -= len(answered)
+            largest = _largest(futures) or largest
+            del futures  # and the pictures with them
+    while ahead:
+        yield ahead.popleft()
+
+
+def _largest(futures: Iterable[Future[Any] | None]) -> int:
+    """The bytes of the largest picture among those that could be prepared."""
+    return max((_bytes(one.result()) for one in futures if one is not None and one.exception() is None), default=0)
+
+
+def _bytes(prepared: Any) -> int:
+    """The memory of a prepared picture: arrays, texts, lists and dictionaries of them; of anything else, too much."""
+    if isinstance(prepared, str | bytes):
+        return len(prepared)
+    if isinstance(prepared, Mapping):
+        return sum(map(_bytes, prepared.values()))
+    if isinstance(prepared, list | tuple):
+        return sum(map(_bytes, prepared))
+    return int(getattr(prepared, "nbytes", AHEAD_BYTES))
 
 
 def _answer_batch(ask: Ask, batch: list[ImageJobs], prepared: list[Future[Any] | None], note: Note) -> list[Answered]:

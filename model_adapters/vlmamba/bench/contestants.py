@@ -29,7 +29,7 @@ from .subject import PAD, Subject
 MODES = ("shared", "unshared", "one-by-one")
 PEERS = ("transformers", "transformers-batched")
 
-# Tokens of one call of the engine: the budgets of `vlmamba-eval`'s own batches.
+# Tokens of one call of the engine. A run's own batches have a fourth of it on a GPU, so that shares are of equal size.
 _CALL_TOKENS = {"cpu": 16_384, "cuda": 262_144}
 
 Answers = dict[tuple[int, int], str]
