@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmamba_eval import __version__
-from vlmamba_eval.model_adapters.vlmamba.config import ModelConfig
+from vlmamba_eval.model_adapters.vlmamba.config import Mamba2LanguageModelConfig, ModelConfig
 from vlmamba_eval.strict_json import parse_json
 
 from .recipe import Data, Recipe, Stage
@@ -25,6 +25,7 @@ def write_card(folder: Path, recipe: Recipe, stage: Stage, config: ModelConfig) 
     bases = [source for source in parts.values() if source.count("/") == 1 and " " not in source]
     header += ["base_model:", *(f"- {base}" for base in dict.fromkeys(bases))] if bases else []
     vision, language_model = config.vision, config.language_model
+    kind = 2 if isinstance(language_model, Mamba2LanguageModelConfig) else 1
     connector = config.connector.kind + (f", scan {config.connector.scan}" if config.connector.kind != "mlp" else "")
     lines = [
         "---",
@@ -41,7 +42,7 @@ def write_card(folder: Path, recipe: Recipe, stage: Stage, config: ModelConfig) 
         "|---|---|",
         f"| encoder | {vision.kind}, {vision.image_size} px, {vision.image_tokens} tokens per image |",
         f"| connector | {connector} |",
-        f"| language model | Mamba-1, {language_model.n_layer} layers of width {language_model.d_model} |",
+        f"| language model | Mamba-{kind}, {language_model.n_layer} layers of width {language_model.d_model} |",
         f"| template | {config.template.name} |",
         *(f"| {part}, began as | {source} |" for part, source in parts.items()),
         *(f"| {name} | {text} |" for name, text in stages.items()),
@@ -53,7 +54,7 @@ def write_card(folder: Path, recipe: Recipe, stage: Stage, config: ModelConfig) 
     if provenance.untrained:
         lines += ["", f"**Never trained: {', '.join(provenance.untrained)}.** Its answers mean nothing."]
     if measured:
-        lines += ["", *_measured(measured[-1])]
+        lines += ["", *_measured(measured)]
     lines += [
         "",
         "## Use",
@@ -90,9 +91,13 @@ def _lora(stage: Stage) -> str:
     return f", low-rank updates of width {stage.lora.rank}" if stage.lora else ""
 
 
-def _measured(line: dict[str, Any]) -> list[str]:
-    """A table of what the last measurement of training found, with everything that makes it incomparable."""
-    numbers = {name.removeprefix("eval_"): value for name, value in line.items() if name.startswith("eval_")}
-    marks = f", **{' '.join(line['marks'])}**: not comparable with published numbers" if line.get("marks") else ""
-    rows = [f"| {'held-out loss' if name == 'loss' else name} | {value:.4g} |" for name, value in numbers.items()]
-    return [f"Measured at step {line['step']} of training{marks}:", "", "| | |", "|---|---|", *rows]
+def _measured(lines: list[dict[str, Any]]) -> list[str]:
+    """A table of what was found at each step, with everything that makes it incomparable."""
+    marks = " ".join(lines[-1].get("marks", ()))
+    names = [name for name in lines[-1] if name.startswith("eval_")]
+    titles = ["held-out loss" if name == "eval_loss" else name.removeprefix("eval_") for name in names]
+    rows = [["step", *titles], ["---"] * (1 + len(names))]
+    # A resumed stage may have measured something else before.
+    rows += [[f"{line['step']:,}", *(f"{line[n]:.4g}" if n in line else "" for n in names)] for line in lines]
+    said = f", **{marks}**: not comparable with published numbers" if marks else ""
+    return [f"Measured during training{said}:", "", *(f"| {' | '.join(row)} |" for row in rows)]

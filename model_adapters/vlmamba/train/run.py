@@ -64,6 +64,7 @@ def run_recipe(
         del model
         _finish(recipe, stage, folder, parameters, config, tokenizer)
         say(f"stage {stage.name} is complete: {folder}")
+    say(f"To measure it: vlmamba-eval --model {folder} --tasks gqa,pope,mme --data DIR (or: --data samples)")
     return folder
 
 

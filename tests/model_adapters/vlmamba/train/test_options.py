@@ -172,8 +172,11 @@ def test_benchmarks_and_held_out_loss_are_measured_on_the_way(tmp_path: Path, da
         expected = TrainedModel(model, STAGE)(**batch)["answers"]
     assert found[-1]["eval_loss"] == pytest.approx(float(expected), abs=1e-4)
     card = (folder / "README.md").read_text()
-    assert "Measured at step 3 of training, **PARTIAL SAMPLES**: not comparable with published numbers" in card
-    assert f"| held-out loss | {found[-1]['eval_loss']:.4g} |" in card
+    assert "Measured during training, **PARTIAL SAMPLES**: not comparable with published numbers" in card
+    assert "| step | held-out loss | pope_mean_f1 |" in card
+    for line in found:
+        assert f"| {line['step']} | {line['eval_loss']:.4g} | {line['eval_pope_mean_f1']:.4g} |" in card
+    assert said[-1].startswith(f"To measure it: vlmamba-eval --model {folder} ")
 
 
 def test_the_model_card_says_what_the_folder_is(tmp_path: Path, data: Path):
