@@ -164,7 +164,7 @@ class MMBench(Task):
         return OPTIONS[: len(sample.choices)]
 
     def submit(self, samples: Sequence[Sample], answers: Mapping[str, str], folder: Path, extra: None) -> list[Path]:
-        """The sheet that the server read: one row a pass, the model's text as it is in column `prediction`."""
+        """The sheet that the server read: one row per pass, the model's text as it is in column `prediction`."""
         from vlmamba_eval.tasks.sheet import write_sheet
 
         rows = []

@@ -162,7 +162,7 @@ class Mme(Task):
         return (f"{category}/{name}",)
 
     def submit(self, samples: Sequence[Sample], answers: Mapping[str, str], folder: Path, extra: None) -> list[Path]:
-        """One text file a category, the input of calculation.py: picture, question, gold, answer, between tabs.
+        """One text file per category, the input of calculation.py: picture, question, gold, answer, between tabs.
 
         A tab or line end within an answer would break the format and becomes a space, which reads the same.
         """
@@ -187,7 +187,7 @@ def _category(data: Folder, release: Path, category: str) -> Iterator[Sample]:
         lines = [line.split("\t") for line in data.lines(path)]
         if any(len(line) != 2 for line in lines) or sorted(line[1] for line in lines) != ["No", "Yes"]:
             raise DataError(f"{path}: expected two lines, question<TAB>Yes and question<TAB>No, found {lines}.")
-        # Scoring needs no picture: where it is absent, it has the name that it has in the release.
+        # Scoring needs no picture: if it is absent, it has the name that it has in the release.
         usual = base / ("images" if category in OWN_FOLDER else "")
         usual /= path.with_suffix(".png" if category in COGNITION else ".jpg").name
         place = pictures.get(path.stem, usual).relative_to(release).as_posix()

@@ -6,7 +6,7 @@ Data    https://github.com/lupantech/ScienceQA/tree/2cbf8318e07b/data/scienceqa 
 Scorer  https://github.com/haotian-liu/LLaVA/blob/c121f0432da2/llava/eval/eval_science_qa.py#L65-L103
         Subject, context and grade as in https://github.com/lupantech/ScienceQA/blob/360b71cb6a36/tools/evaluate_acc.py
         The published "SQA" is the accuracy on IMG. A question is IMG by its annotation, not by the saved prompt as in
-        LLaVA's script, where a missing answer leaves the denominator.
+        LLaVA's script, in which a missing answer leaves the denominator.
 
 One entry of problems.json (shortened):
     "5": {"question": "Which of the following could Gordon's test show?", "choices": ["if the ...", "how steady ...",

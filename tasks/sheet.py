@@ -18,7 +18,7 @@ def write_sheet(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> Path
     """Write one sheet and read it back. Text is never taken for a formula or a link.
 
     Characters that a sheet can't hold are left out, and texts end after 32,767 characters; None is an empty cell.
-    Raises `DataError` where the file that was written holds something else.
+    Raises `DataError` if the file that was written holds something else.
     """
     try:
         import openpyxl

@@ -72,7 +72,7 @@ BEFORE = replace(
     AFTER,
     name="textvqa_ocr_before",
     title="TextVQA (OCR before)",
-    measures="reading text in pictures; recognised words stand before the question, as for Cobra",
+    measures="reading text in pictures; recognised words stand before the question",
 )
 NONE = replace(
     AFTER,

@@ -73,7 +73,7 @@ def one_line(text: str) -> str:
 
 
 def without_punctuation(text: str) -> str:
-    """Each mark vanishes where it touches a space anywhere, or where any two digits have a comma between them;
+    """Each mark vanishes if it touches a space anywhere, or if any two digits have a comma between them;
     elsewhere it becomes a space. At most 32 periods vanish, those before a digit never.
 
     (The official pattern for periods has a typing error and its `re.UNICODE` stands in the place of a count, 32.)
@@ -107,7 +107,7 @@ MIN_THREE = {credit: min(1, n / 3) for n, credit in enumerate(LEAVE_ONE_OUT)}  #
 
 
 def ten_answers(row: Row, answers: Sequence[str]) -> tuple[str, ...]:
-    """The annotators' answers, on one line each. Raises `DataError` where they are not ten."""
+    """The annotators' answers, on one line each. Raises `DataError` if they are not ten."""
     if len(answers) != ANNOTATORS:
         row.fail(f"expected {ANNOTATORS} answers, found {len(answers)}.")
     return tuple(sys.intern(one_line(answer)) for answer in answers)

@@ -184,7 +184,7 @@ class VqaV2TestDev(VqaV2):
 
 
 def _official_accuracy(text: str, answers: Sequence[str]) -> float:
-    """Leave-one-out accuracy. Nothing at all is normalised where the ten answers are the same: "Yes" is no "yes"."""
+    """Leave-one-out accuracy. Nothing at all is normalised if the ten answers are the same: "Yes" is no "yes"."""
     prediction = one_line(text)
     if len(set(answers)) > 1:
         prediction, answers = vqa(text), [vqa(answer) for answer in answers]

@@ -47,6 +47,6 @@ _ROWS = {
 
 
 def dots(character: str) -> list[tuple[int, int]]:
-    """The (column, row) of every inked dot of a character; `KeyError` where it has no glyph."""
+    """The (column, row) of every inked dot of a character; `KeyError` if it has no glyph."""
     rows = _ROWS[character].split()
     return [(column, row) for row, line in enumerate(rows) for column, dot in enumerate(line) if dot == "1"]

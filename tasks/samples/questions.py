@@ -65,7 +65,7 @@ def number_of(scene: Scene, noun: str) -> int:
 
 
 def name(scene: Scene, thing: Thing, hide: str = "") -> str | None:
-    """The shortest noun for this thing alone; None where there is none. `hide` is the property that is asked about."""
+    """The shortest noun for this thing alone; None if there is none. `hide` is the property that is asked about."""
     nouns = {
         "": (thing.shape, f"{thing.color} {thing.shape}", f"{thing.size} {thing.color} {thing.shape}"),
         "color": (thing.shape, f"{thing.size} {thing.shape}"),

@@ -84,7 +84,7 @@ def several(scene: Scene, topics: list[str], n: int, rng: random.Random) -> list
 
 
 def with_choices(asked: Asked, n: int, rng: random.Random) -> tuple[list[str], int]:
-    """The answer among n - 1 others (fewer where there are fewer), and its place."""
+    """The answer among n - 1 others (fewer if there are fewer), and its place."""
     others = rng.sample(asked.others, min(n - 1, len(asked.others)))
     place = rng.randrange(len(others) + 1)
     return [*others[:place], asked.answer, *others[place:]], place
