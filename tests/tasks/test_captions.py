@@ -311,6 +311,8 @@ def test_a_program_gets_a_line_per_sentence_and_gives_one(monkeypatch: pytest.Mo
     monkeypatch.setattr(caption_metrics, "JAVA", ("sh", "-c", "sed s/$/!/", "java"))
     assert caption_metrics._java(lines=["a dog", "", "café"]) == ["a dog!", "!", "café!"]
     assert caption_metrics._java(lines=[]) == []
+    monkeypatch.setattr(caption_metrics, "JAVA", ("sh", "-c", "printf '\\377\\n'", "java"))
+    assert caption_metrics._java(lines=["a"]) == ["\ufffd"]
 
 
 def test_without_any_caption_nothing_is_computed(put: Put, score: Callable[..., Scores]) -> None:

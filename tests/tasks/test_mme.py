@@ -200,6 +200,20 @@ def test_the_hubs_rows_get_llavas_names(hub: Callable[..., Any]) -> None:
         read_hub(MME, hub({("lmms-lab-encoder/MME", None, "test"): [{**rows[0], "question_id": "zoo/1.jpg"}]}))
 
 
+def test_five_categories_keep_their_pictures_in_a_folder_of_their_own(hub: Callable[..., Any]) -> None:
+    """So the release has them, and LLaVA's question_id; the hub's ids leave the folder out."""
+    own, plain = "posters celebrity scene landmark artwork", "existence count position color OCR"
+    plain += " commonsense_reasoning numerical_calculation text_translation code_reasoning"
+    ids = [f"{category}/1.jpg" for category in f"{own} {plain}".split()]
+    rows = [{"question_id": key, "question": "Old?", "answer": "Yes"} for key in ids]
+    samples = read_hub(MME, hub({("lmms-lab-encoder/MME", None, "test"): rows})).samples
+    assert [s.external_id for s in samples] == [
+        *(f"{category}/images/1.jpg" for category in own.split()),
+        *(f"{category}/1.jpg" for category in plain.split()),
+    ]
+    assert [MME.aliases(s) for s in samples] == [(key,) for key in ids]
+
+
 def test_a_downloaded_copy_of_the_hubs_data_set_is_data(tmp_path: Path) -> None:
     import datasets
     from PIL import Image

@@ -413,6 +413,10 @@ def test_empty_cells_and_rows_of_a_sheet_are_no_answers(tmp_path: Path) -> None:
     book.save(path)
     with pytest.raises(DataError, match=r"sheet\.xlsx, row 6: question '7' is not in"):
         read_answer_file(small("What?", "Why?", "Who?"), path)
+    nothing = tmp_path / "nothing.xlsx"
+    openpyxl.Workbook().save(nothing)
+    with pytest.raises(DataError, match=r"nothing\.xlsx.* no answers"):
+        read_answer_file(small("What?"), nothing)
     book.active.delete_cols(1)  # the index
     book.save(path)
     with pytest.raises(DataError, match="the columns should hold an `index`; the header has ', prediction'"):
