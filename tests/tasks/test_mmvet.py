@@ -100,6 +100,12 @@ def test_the_prompt_is_the_question_alone_and_no_label_is_scored_here(put: Put) 
         MMVET.grade(s, "x = 3")
 
 
+def test_a_question_counts_for_each_of_the_six_abilities_that_it_needs(put: Put) -> None:
+    six = ["math", "know", "rec", "spat", "ocr", "gen"]
+    (s,) = load(put, {"v1_0": entry(capability=six)})
+    assert s.groups == tuple(f"ability/{name}" for name in ("rec", "ocr", "know", "gen", "spat", "math"))
+
+
 def test_llavas_question_file_alone_gives_the_same_prompts(put: Put) -> None:
     row = {"question_id": 0, "image": "v1_0.png", "text": "What is x?", "category": "default"}
     path = put("mm-vet/llava-mm-vet.jsonl", [row])

@@ -90,6 +90,17 @@ def test_more_than_one_in_a_hundred_is_refused(tmp_path: Path) -> None:
         read_answer_file(pope, lines(tmp_path / "a.jsonl", rows))
 
 
+def test_one_in_a_hundred_may_be_foreign(tmp_path: Path) -> None:
+    dataset = small(*(f"What is {i}?" for i in range(200)))
+    rows = saved(dataset)
+    for row in rows[:2]:
+        row["prompt"] = "Who?"
+    assert len(texts(dataset, lines(tmp_path / "a.jsonl", rows))) == 198
+    rows[2]["prompt"] = "Who?"
+    with pytest.raises(DataError, match="nor do 3 of 200 prompts"):
+        read_answer_file(dataset, lines(tmp_path / "a.jsonl", rows))
+
+
 def test_a_foreign_row_beside_the_right_one_is_refused(tmp_path: Path) -> None:
     pope = samples("pope")
     rows = saved(pope)
