@@ -25,10 +25,22 @@ def test_the_two_normalisations_differ_at_the_possessive() -> None:
 
 @pytest.mark.parametrize(
     ("text", "normalised"),
-    [("a T-shirt", "t shirt"), ("1,000", "1000"), ("x/y, z", "x y z"), ("a/b 1,2", "ab 12"), (" The\tend.\n", "end")],
+    [
+        ("well-\nknown a-b", "well known ab"),
+        ("well-\tknown a-b", "well known ab"),
+        ("a T-shirt", "t shirt"),
+        ("1,000", "1000"),
+        ("x/y, z", "x y z"),
+        ("a/b 1,2", "ab 12"),
+        (" The\tend.\n", "end"),
+    ],
 )
 def test_vqav2_normalisation_of_marks(text: str, normalised: str) -> None:
     assert vqa(text) == normalised
+
+
+def test_line_ends_and_tabs_are_spaces_before_anything_else() -> None:
+    assert one_line("\na\nb\tc \r\n") == "a b c"
 
 
 def _marks_one_by_one(text: str) -> str:
