@@ -187,15 +187,15 @@ class Captions(Task):
                 yield "cider", group, amounts.get("cider_domain", 0.0)
 
     def metrics(self, sums: Sums) -> Iterator[Metric]:
-        """In percent; NaN if Java is missing. CIDEr is not a percentage: its bound is never reached in practice."""
+        """In percent; NaN if Java is missing. None of them is made of right and wrong captions (`Metric.upper`)."""
         n = sums("official")
         computed = sums.ratio(n, n)  # 1, or NaN
         yield Metric("cider", 100 * sums.ratio(sums("cider"), n), headline=True, upper=None)
         for order in ORDERS:
-            yield Metric(f"bleu_{order}", 100 * computed * bleu(sums, order))
+            yield Metric(f"bleu_{order}", 100 * computed * bleu(sums, order), upper=None)
         there = sums("meteor pictures")
-        yield Metric("meteor", 100 * sums.ratio(there, there) * meteor(sums))
-        yield Metric("rouge_l", 100 * sums.ratio(sums("rouge_l"), n))
+        yield Metric("meteor", 100 * sums.ratio(there, there) * meteor(sums), upper=None)
+        yield Metric("rouge_l", 100 * sums.ratio(sums("rouge_l"), n), upper=None)
         plain = sums("cider_plain")
         yield Metric("cider_plain", 100 * sums.ratio(plain, sums("plain")), upper=None)
         for group in sums.groups:

@@ -161,7 +161,7 @@ def _score(task: Task, point: Metric, spread: Metric, totals: Totals, reach: End
         n_foreign=totals.foreign,
         headline=point.headline,
         plain=point.plain,
-        few_images=not point.plain and point.upper is not None and not math.isnan(low) and reach.few,
+        few_images=not math.isnan(low) and (reach.few if point.upper is not None else totals.images < ENOUGH),
     )
 
 

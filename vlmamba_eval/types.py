@@ -242,7 +242,8 @@ class Metric:
 
     `value` is on the published scale (percent, MME points); NaN if it is undefined. `over` names the group of
     samples behind it, whose n is shown in the table: by default `category`, else `split`, else all. `upper` is the
-    largest possible value; None if the metric is unbounded. A `plain` metric is a count that has no interval.
+    largest possible value, if it is made of right and wrong answers, as their credit says: few of either widen its
+    interval. None for others (CIDEr, BLEU, a distance). A `plain` metric is a count that has no interval.
     """
 
     name: str

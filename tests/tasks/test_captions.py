@@ -100,6 +100,12 @@ def test_sums_over_pictures_give_pycocoevalcaps_numbers(put: Put, score: Callabl
         assert scores[name, "all"] == pytest.approx(value, rel=1e-9), name
 
 
+def test_no_caption_metric_is_made_of_right_and_wrong_captions() -> None:
+    """Else its interval would widen as if every caption were wrong: their credit is 0."""
+    sums = Sums({}, np.zeros((1, 0)), ("near-domain",), NOCAPS.columns)
+    assert {metric.upper for metric in NOCAPS.metrics(sums)} == {None}
+
+
 @needs_java
 @pytest.mark.slow
 def test_meteor_of_sums_is_the_number_of_its_own_program(put: Put, score: Callable[..., Scores]) -> None:

@@ -93,6 +93,28 @@ def test_the_interval_of_a_group_counts_the_groups_own_images() -> None:
     assert rare.ci_low == pytest.approx(72.2467, abs=1e-3)  # Wilson over ten images, as below
 
 
+@pytest.mark.parametrize(("images", "few"), [(29, True), (30, False)])
+def test_what_is_not_made_of_right_answers_has_percentiles_and_a_mark_below_thirty_images(
+    images: int, few: bool
+) -> None:
+    """A caption is neither right nor wrong: BLEU's interval once reached up to 100, as if all had been wrong."""
+
+    class Amounts(ToyTask):
+        columns = ("amount",)
+
+        def count(self, item: Graded) -> Iterator[tuple[str, float]]:
+            yield "amount", 1 + int(item.sample.id.partition("-")[0]) % 2
+
+        def metrics(self, sums: Sums) -> Iterator[Metric]:
+            yield Metric("amount", 10 * sums.ratio(sums("amount"), sums.n()), headline=True, upper=None)
+
+    score = headline(graded([[0.0]] * images), Amounts())
+    assert score.value == pytest.approx(15, abs=0.2)
+    assert score.ci_low == pytest.approx(13, abs=0.4)
+    assert score.ci_high == pytest.approx(17, abs=0.4)
+    assert score.few_images is few
+
+
 def test_groups_stand_in_the_order_of_their_numbers() -> None:
     items = [item for name in ("words/10", "words/9", "open", "words/100") for item in graded([[1]], (name,))]
     categories = [score.category for score in summarise(ToyTask(), items)]
