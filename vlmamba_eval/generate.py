@@ -9,6 +9,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
@@ -38,6 +39,8 @@ AHEAD_IMAGES, AHEAD_BYTES = 1024, 2**29
 """How many prepared pictures wait for the model at most, and their memory."""
 IMAGE_SECONDS = 30.0  # for reading, decoding and preparing one picture; a usual one takes a hundredth of a second
 
+ANY_TIME = nullcontext()
+
 Ask = Callable[[Sequence[ImageQuestions]], Sequence[Sequence[Generation | Failure]]]
 Note = Callable[[str], None]
 
@@ -62,8 +65,9 @@ def generate(
     scoring: Scoring = "generate",
     seconds: float | None = None,
     note: Note = lambda message: None,
+    turn: AbstractContextManager[Any] = ANY_TIME,
 ) -> Iterator[list[Answered]]:
-    """Answer all batches, in their order. Images are decoded ahead on threads.
+    """Answer all batches, in their order. Images are decoded ahead on threads, and the model is asked inside `turn`.
 
     A question whose image can't be read, or that the adapter can't answer, gets a `Failure` of its own. So does one
     that the adapter takes longer than `seconds` for: a batch that takes longer is halved until it stands alone. Raises
@@ -72,7 +76,8 @@ def generate(
     verb = _verb(adapter, scoring)
 
     def ask(batch: Sequence[ImageQuestions]) -> Sequence[Sequence[Generation | Failure]]:
-        return within(seconds, verb, batch)
+        with turn:
+            return within(seconds, verb, batch)
 
     with ThreadPoolExecutor(PREPARE_THREADS, thread_name_prefix="prepare") as pool:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from vlmamba_eval.generate import Answered, generate
 from vlmamba_eval.plan import EACH, Group, ImageJobs, finer, size_of, written
 from vlmamba_eval.types import EvalError, Scoring, UsageError
 
-IN_HAND = 2  # batches per worker: while one is answered, the next one's way is over
+IN_HAND = 2  # batches per worker: while one is answered, the next one's pictures are prepared
 LOSSES = 3  # times that a batch may lose its worker before it is taken to be the cause
 
 
@@ -35,7 +36,7 @@ class Recipe:
 
 
 class Worker:
-    """One process with its own model.
+    """One process with its own model, which several threads ask in turn.
 
     If that can't be loaded, `answer` says why: an actor that fails to begin would be taken for one that died, and begun
     again.
@@ -45,6 +46,7 @@ class Worker:
         from vlmamba_eval.registry import load, registry
 
         self.recipe = recipe
+        self.turn = threading.Lock()
         self.adapter: Adapter | None = None
         self.problem = ""
         try:
@@ -60,7 +62,7 @@ class Worker:
         if self.adapter is None:
             raise EvalError(self.problem)
         notes: list[str] = []
-        found = generate(self.adapter, [groups], scoring=self.recipe.scoring, note=notes.append)
+        found = generate(self.adapter, [groups], scoring=self.recipe.scoring, note=notes.append, turn=self.turn)
         return [answered for batch in found for answered in batch], notes
 
 
@@ -107,7 +109,11 @@ def answer_on_workers(
         threads = max(1, int(resources.get("CPU", 1)) // count)
         environment = {} if on_gpus else {"OMP_NUM_THREADS": str(threads)}
         actor = ray.remote(
-            num_gpus=1 if on_gpus else 0, num_cpus=0, max_restarts=0, runtime_env={"env_vars": environment}
+            num_gpus=1 if on_gpus else 0,
+            num_cpus=0,
+            max_restarts=0,
+            max_concurrency=IN_HAND,
+            runtime_env={"env_vars": environment},
         )(Worker)
         if count > 1:
             batches = finer(batches, image_tokens, EACH * count)

@@ -7,20 +7,24 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from tests.toys import ToyAdapter, ToyTask, reference, write_toy_data
 from vlmamba_eval.dataset import Dataset, load_dataset
 from vlmamba_eval.merge import merge
 from vlmamba_eval.plan import ImageJobs, Job, batches, finer, plan, share, size_of
 from vlmamba_eval.run import Outcome, answer_share, evaluate
-from vlmamba_eval.types import EvalError, ModelError, Question, Sample, UsageError
+from vlmamba_eval.types import EvalError, Generation, ModelError, Question, Sample, UsageError
 from vlmamba_eval.workers import Recipe, Worker, answer_on_workers
 
 DERIVED = ("manifest.json", "answers.jsonl", "scores.json", "verdicts.jsonl", "DONE")
@@ -251,6 +255,33 @@ def ray_workers_of(driver: int) -> list[int]:
         return process == driver or (process in parents and descends(parents[process]))
 
     return [worker for worker in workers if descends(worker)]
+
+
+def test_a_worker_prepares_pictures_while_its_model_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    busy, met, asked = threading.Lock(), threading.Event(), threading.Event()
+
+    class Meets(ToyAdapter):
+        def prepare(self, image: Image.Image) -> Any:
+            if asked.is_set() and busy.locked():
+                met.set()
+            return super().prepare(image)
+
+        def generate(self, batch: Any) -> Any:
+            assert busy.acquire(blocking=False), "two batches at once"
+            asked.set()
+            met.wait(5)
+            busy.release()
+            return super().generate(batch)
+
+    monkeypatch.setattr("vlmamba_eval.registry.load", lambda model, options: Meets())
+    worker = Worker(Recipe("toy"))
+    batches = [[ImageJobs(reference(f"{i}"), [Job(Question("?", 1), [("toy", f"{i}")])])] for i in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(worker.answer, batches[0])
+        assert asked.wait(5)
+        both = [answer.result(10) for answer in (first, pool.submit(worker.answer, batches[1]))]
+    assert met.is_set()
+    assert [type(one) for answered, _ in both for group in answered for one in group.outcomes] == [Generation] * 2
 
 
 def test_equal_plans_have_equal_shares_on_every_machine() -> None:
