@@ -4,7 +4,7 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint audit dist test-slow test-gpu train-tiny samples clean
+.PHONY: demo test lint audit dist test-slow fuzz test-gpu train-tiny samples clean
 
 # The environment is made again when the dependencies change. torch is named first, so that no other package picks it.
 $(VENV)/.installed: pyproject.toml
@@ -45,7 +45,12 @@ dist: $(VENV)/.tested
 	$(BIN)/python -m tests.supply.sbom dist/*.whl
 
 test-slow: $(VENV)/.tested
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n $(JOBS) --dist worksteal
+
+# Every reader, with FUZZ times as many odd files as in test-slow, others each time.
+FUZZ ?= 5
+fuzz: $(VENV)/.tested
+	FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n $(JOBS) --dist worksteal $(shell grep -rl tests.odd tests --include='test_*.py')
 
 test-gpu: $(VENV)/.tested
 	$(BIN)/python -m pytest -m gpu

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -91,15 +92,22 @@ def readable(error: EvalError) -> None:
 
 
 def the_same_each_time(examples: int) -> settings:
-    """So many examples that hypothesis chooses, the same in every run."""
+    """So many examples that hypothesis chooses, the same in every run. FUZZ=N: N times as many, each run others."""
+    times = int(os.environ.get("FUZZ", "0"))
     slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
-    return settings(max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=slow)
+    return settings(
+        max_examples=examples * max(1, times),
+        deadline=None,
+        derandomize=not times,
+        database=None,
+        suppress_health_check=slow,
+    )
 
 
 def feed(files: Sequence[Path], read: Callable[[], object], examples: int) -> None:
     """Put odd content into one of the files at a time, and read: a value or a readable `EvalError`, nothing else.
 
-    Each of `RAW` comes into each file, then so many mutations that hypothesis chooses, the same in every run.
+    Each of `RAW` comes into each file, then so many mutations.
     """
     originals = {path: path.read_bytes() for path in files}
 
