@@ -489,6 +489,11 @@ def test_what_submit_writes_for_mme_is_read_again(tmp_path: Path) -> None:
     assert texts(mme, tmp_path / "mme_results") == right(mme)
     again = score_answers(mme, tmp_path / "mme_results", tmp_path / "again", "m")
     assert again.scores.scores == outcome.scores.scores
+    for rename in (str.upper, str.lower):
+        (other := tmp_path / rename("results")).mkdir()
+        for path in written:
+            (other / f"{rename(path.stem)}.txt").write_bytes(path.read_bytes())
+        assert texts(mme, other) == right(mme)
     only = texts(mme, written[0])
     assert only == {key: text for key, text in right(mme).items() if key.startswith(f"{written[0].stem}/")}
 

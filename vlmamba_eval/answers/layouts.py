@@ -415,4 +415,6 @@ def _mme(path: Path, text: str) -> Iterator[Saved]:
                 f"reads them, found {len(cells)} cells: {shorten(line)}."
             )
         picture, question, _, answer = cells
-        yield Saved(f"{path}:{number}", (f"{path.stem}/{picture}",), answer, question, path.stem, str(path))
+        names = dict.fromkeys((path.stem, path.stem.lower(), path.stem.upper()))  # ocr.txt holds the category OCR
+        keys = tuple(f"{name}/{picture}" for name in names)
+        yield Saved(f"{path}:{number}", keys, answer, question, path.stem, str(path))
