@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from vlmamba_eval.answer_files import read_answer_file
 from vlmamba_eval.dataset import load_dataset, read_folder, read_hub
 from vlmamba_eval.images import read_image
+from vlmamba_eval.sums import Sums
 from vlmamba_eval.tasks.gqa import TASKS
 from vlmamba_eval.types import DataError, Loaded
 
@@ -88,6 +90,15 @@ def test_predictions_outside_a_groups_gold_answers_play_no_part_in_its_distribut
     # red: expected 2, observed 1; blue: expected 1, observed 0. Question 4 has no group.
     values = score(GQA, samples, {"1": "red", "2": "scarlet", "3": "navy", "4": "red"})
     assert values["distribution", "all"] == pytest.approx((1 / 2 + 1 / 1) / 100)
+
+
+def test_an_answer_that_is_not_gold_in_a_replicate_has_no_term_there() -> None:
+    """Of two answers of a group one was drawn, the other was only said."""
+    columns = {("gold", "g|red"): 2.0, ("gold", "g|blue"): 0.0, ("said", "g|red"): 1.0, ("said", "g|blue"): 3.0}
+    index = {column: i for i, column in enumerate([("n", "all"), ("credit", "all"), *columns])}
+    sums = Sums(index, np.array([[4.0, 1.0, *columns.values()]]), (), ("n", "credit", "gold", "said"))
+    [distribution] = [one.value for one in GQA.metrics(sums) if one.name == "distribution"]
+    assert distribution == pytest.approx((1 - 2) ** 2 / 2 / 100)
 
 
 def test_degenerate_models_have_closed_form_scores(load: Callable[[Any], Loaded], score: Score) -> None:

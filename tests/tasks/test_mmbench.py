@@ -172,6 +172,25 @@ def test_the_documented_rules_read_these_answers(text: str, choices: str, letter
     assert read_choice(text, choices.split()) == letter
 
 
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("B one two three", "B"),  # one of the last four words
+        ("B one two three four", None),
+        ("is ab it", "A"),  # an option's text in one that is twice as long as all options
+        ("is ab it?", None),
+        ("answer is **c", None),  # not there
+        ("Failed to obtain answer via API B", None),
+        ("Failed to obtain answer via API", None),
+        ("I can't process this file. B", "Z"),
+        ("Z", "Z"),
+        ("A and B", None),
+    ],
+)
+def test_vlmevalkits_reading_at_its_limits(text: str, letter: str | None) -> None:
+    assert read_choice_vlmevalkit(text, ("ab", "cd")) == letter
+
+
 def test_of_options_that_contain_each_other_the_longer_one_counts() -> None:
     assert read_choice("It is a black cat.", ("cat", "black cat")) == "B"
     assert read_choice("It is a cat.", ("cat", "black cat")) == "A"
@@ -328,6 +347,23 @@ def test_a_bad_row_is_refused_with_its_line(tmp_path: Path, changes: dict[str, A
     with pytest.raises(DataError, match=message) as error:
         load(tmp_path, [row(5), {**row(1), **changes}])
     assert "mmbench_dev_20230712.tsv:3" in str(error.value)
+
+
+def test_question_0_has_passes_too(tmp_path: Path) -> None:
+    samples = load(tmp_path, circle(0))
+    assert [(s.id, s.fields["base"], "pass 0" in s.groups) for s in samples] == [
+        ("0", 0, True),
+        ("1000000", 0, False),
+        ("2000000", 0, False),
+    ]
+    with pytest.raises(DataError, match="index 1000000 repeats question 0, whose last pass is missing"):
+        load(tmp_path, circle(0)[1:2])
+
+
+def test_up_to_64_characters_name_another_row_and_more_are_a_picture(tmp_path: Path) -> None:
+    assert len(load(tmp_path, [row(1, image="A" * 65)])) == 1
+    with pytest.raises(DataError, match="should hold a picture in base64, or the index of the row"):
+        load(tmp_path, [row(1, image="A" * 64)])
 
 
 def test_bad_files_are_refused(tmp_path: Path) -> None:

@@ -60,6 +60,17 @@ def test_every_answer_is_read_as_the_official_script_reads_it(golden: Callable[[
         assert verdict.valid == (case["pred_index"] >= 0), case
 
 
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [("A. ", "A"), ("A.", None), ("A", "A"), ("F", None), ("E. x", "E"), ("The answer is B.", "B"),
+     ("The answer is B", None), ("The answer is B. The answer is B.", None), ("a. x", None)],
+)  # fmt: skip
+def test_a_letter_is_read_at_the_beginning_or_after_the_answer_is(text: str, parsed: str | None) -> None:
+    verdict = SCIENCEQA.grade(sample("1", 3, 0), text)
+    assert verdict.parsed == parsed
+    assert verdict.valid == (parsed in ("A", "B"))  # there are three choices
+
+
 def test_whole_files_score_as_the_official_script_scores_them(
     golden: Callable[[str], list[dict[str, Any]]], score: Callable[..., dict[tuple[str, str], float]]
 ) -> None:

@@ -806,6 +806,8 @@ def test_a_pipe_is_no_file_of_answers(tmp_path: Path) -> None:
         (b'{"question_id": 1, "text": "a"}\n{"text": "b"} x\n', r"x:2: not a valid JSON line \(Extra data; "),
         (b'{"v1_0": {"model": "g", "score": [0.5], "content": ["x"]}}', "holds the grades of MM-Vet's evaluator"),
         (b'{"question_id": 1, "image": "a.jpg", "text": "Is it?", "label": "no"}', "list of questions, not of answers"),
+        (b'{"image": "a.jpg", "text": "Is it?", "label": "no"}\n' * 2, "list of questions, not of answers"),
+        (b'{"v1_0": {"score": [0.5], "content": ["x"]}}', "holds the grades of MM-Vet's evaluator"),
         (b'{"question": "Is it?", "answer": "no"}\n{"question": "Is it?", "answer": "no"}\n', "reads by order"),
         (b'{"id": "a", "text": "b", "prompt": "c", "stop": "eos"}\n', "`answers.jsonl` of a run of this tool"),
         (b'[\n {"question_id": 1,\n', "the file ends within its JSON"),

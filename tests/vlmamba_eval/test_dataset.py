@@ -60,6 +60,13 @@ def test_a_plug_in_may_read_the_folder_of_a_benchmark_and_as_many_rows(
     assert len(load_dataset(task, str(data), allow_partial=True).samples) == 24
 
 
+def test_a_limit_of_the_whole_list_is_none(data: Path) -> None:
+    for limit, marks in ((24, ()), (23, ("PARTIAL",)), (1, ("PARTIAL",))):
+        limited = load_dataset(ToyTask(), str(data), limit=limit)
+        assert limited.identity.marks == marks
+        assert (limited.identity.limit is None) == (marks == ())
+
+
 def declaring(sha256: str) -> ToyTask:
     task = ToyTask()
     task.info = replace(task.info, sha256=(sha256,))
