@@ -349,6 +349,21 @@ def test_a_bad_row_is_refused_with_its_line(tmp_path: Path, changes: dict[str, A
     assert "mmbench_dev_20230712.tsv:3" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("task", "name", "asked"),
+    [
+        (OCTOBER, "mmbench_dev_en_20231003.tsv", "Which?"),
+        (OCTOBER, "MMBench_DEV_EN.tsv", "Which?"),
+        (CHINESE, "mmbench_dev_cn_20231003.tsv", "图中是什么颜色？"),
+        (CHINESE, "MMBench_DEV_CN.tsv", "图中是什么颜色？"),
+    ],
+)
+def test_the_later_lists_have_two_names_each(tmp_path: Path, task: Any, name: str, asked: str) -> None:
+    (tmp_path / "mmbench").mkdir()
+    (tmp_path / "mmbench" / name).write_text(table([row(1, question=asked)]), encoding="utf-8")
+    assert [s.question for s in read_folder(task, tmp_path).samples] == [asked]
+
+
 def test_question_0_has_passes_too(tmp_path: Path) -> None:
     samples = load(tmp_path, circle(0))
     assert [(s.id, s.fields["base"], "pass 0" in s.groups) for s in samples] == [

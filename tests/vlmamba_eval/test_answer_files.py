@@ -521,7 +521,11 @@ def test_a_folder_of_chunks_is_one_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["question_id", "questionId", "index", "id", "image_id", "pid"])
-@pytest.mark.parametrize("said", ["text", "prediction", "model_output", "caption", "answer"])
+@pytest.mark.parametrize(
+    "said",
+    ["text", "prediction", "model_output", "pred", "response", "output", "model_answer", "pred_answer",
+     "generated_text", "caption", "answer"],
+)  # fmt: skip
 def test_ids_and_answers_have_one_of_these_names(tmp_path: Path, name: str, said: str) -> None:
     dataset = small("What?", "Why?")
     rows = [{name: s.id, said: f"about {s.id}"} for s in dataset.samples]
@@ -843,6 +847,9 @@ def test_a_list_of_questions_is_not_taken_for_answers(tmp_path: Path) -> None:
         ("<think>a\nb</think>\n\nNo", "No"),
         ("It is no cat.</think> Yes", "Yes"),
         ("<think>and so on", ""),
+        ("Yes<think>a\nb</think> and <THINK>c</THINK>no", "Yes and no"),
+        ("Yes <Thought>a\nb", "Yes"),
+        ("a\nb</REASONING>No", "No"),
         ("a < b > c", "a < b > c"),
         ("[A]", "[A]"),
     ],
