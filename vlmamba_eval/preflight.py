@@ -8,8 +8,9 @@ from pathlib import Path
 
 from vlmamba_eval.dataset import Dataset
 from vlmamba_eval.fetch.plan import in_bytes, is_there
+from vlmamba_eval.files import cannot_write
 from vlmamba_eval.prepare import scoring_needs
-from vlmamba_eval.types import DataError, ImageRef
+from vlmamba_eval.types import DataError, ImageRef, StoreError
 
 MISSING = "missing-images.txt"
 PER_ANSWER = 500  # bytes of a short answer in all files of a run, besides its prompt
@@ -19,12 +20,16 @@ def preflight(datasets: Sequence[Dataset], out: Path, *, allow_missing_images: b
     """What the user should know before these data sets are asked, one sentence each.
 
     The full list of missing pictures is written to `out`. Raises `DataError` for them, with the other sentences, unless
-    they are allowed.
+    they are allowed; `StoreError` if nothing can be written there.
     """
     notes = [f"{dataset.task.info.name}: {need}" for dataset in datasets for need in scoring_needs(dataset)]
     notes += _disk(datasets, out)
-    if missing := missing_images(datasets):
+    missing = missing_images(datasets)
+    try:
         written = _write(missing, out)
+    except OSError as error:
+        raise StoreError("\n".join([*notes, cannot_write(out, error)])) from None
+    if missing:
         message = f"{_counted(datasets, missing)} All of them: {written}"
         if not allow_missing_images:
             raise DataError(
@@ -33,8 +38,6 @@ def preflight(datasets: Sequence[Dataset], out: Path, *, allow_missing_images: b
                 "--allow-missing-images the run goes on, their questions fail and count as wrong."
             )
         notes.append(f"{message}\nTheir questions fail and count as wrong.")
-    else:
-        (out / MISSING).unlink(missing_ok=True)
     return notes
 
 
@@ -60,8 +63,11 @@ def _place(image: ImageRef) -> str:
 
 
 def _write(missing: Sequence[ImageRef], out: Path) -> Path:
-    out.mkdir(parents=True, exist_ok=True)
     path = out / MISSING
+    if not missing:
+        path.unlink(missing_ok=True)
+        return path
+    out.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{_place(image)}\n" for image in missing), encoding="utf-8", errors="surrogateescape")
     return path
 

@@ -15,7 +15,7 @@ from vlmamba_eval.dataset import Dataset, load_dataset, samples_folder
 from vlmamba_eval.preflight import preflight
 from vlmamba_eval.registry import get_task
 from vlmamba_eval.run import evaluate, finished
-from vlmamba_eval.types import DataError, UsageError
+from vlmamba_eval.types import DataError, StoreError, UsageError
 
 
 @pytest.fixture
@@ -64,6 +64,16 @@ def test_a_folder_that_is_not_there_is_told_once(tmp_path: Path) -> None:
     arguments = ["--model", "vlmamba-tinny", "--tasks", "pope,pope_9000", "--data", str(tmp_path / "none")]
     said = CliRunner().invoke(cli, [*arguments, "--out", str(tmp_path / "out")])
     assert str(said.exception).count("no such folder") == 1
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_place_that_holds_no_folder_is_told(dataset: Dataset, tmp_path: Path, place: str, gone: bool) -> None:
+    (tmp_path / "file").touch()
+    if gone:
+        (tmp_path / "data/toy/images/0.png").unlink()
+    with pytest.raises(StoreError, match=f"{place} cannot be written .*Give another folder with --out"):
+        preflight([dataset], tmp_path / place, allow_missing_images=True)
 
 
 def test_pictures_that_came_since_are_listed_no_more(dataset: Dataset, tmp_path: Path) -> None:
