@@ -549,6 +549,49 @@ def test_a_file_may_hold_a_single_answer(tmp_path: Path, row: dict[str, Any]) ->
         assert texts(small("What?"), path) == {"101": "x"}
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"id": 102, "question_id": 101, "text": "x", "prediction": "y", "answer": "gold"},
+        {"question_id": 101, "prediction": "x", "answer": "gold", "choices": ["a", "b"]},
+        {"pid": "101", "question": "What?", "answer": "x"},
+        {"question_id": 101.0, "text": "x", "category": 7, "split": None},
+        {"question_id": " 101 ", "text": "x", "category": "default"},
+        {"question_id": 101, "text": "x", "label": "yes", "image": "a.jpg", "prompt": "What?"},
+        {"question_id": 101, "text": "x", "label": "yes", "image": "a.jpg", "answer": "gold"},
+        {"question_id": 101, "text": "x", "label": "yes"},
+        {"question_id": 101, "text": "x", "resp": ["y"]},
+        {"doc": {"question_id": 101, "id": 102}, "filtered_resps": ["x"], "resps": ["y", "z"]},
+    ],
+)
+def test_of_several_names_the_likeliest_counts(tmp_path: Path, row: dict[str, Any]) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([row]))
+    assert texts(small("What?", "Why?"), path) == {"101": "x"}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        *(({"question_id": 101, "answer": "x", name: "a"}, f"a row with `{name}` and `answer` is a question with its")
+          for name in ("choices", "choice_a", "options", "A")),
+        ({"question_id": 101.5, "text": "x"}, "field 'question_id' should be an id"),
+        ({"question_id": 101, "said": "x"}, r"no field holds the text of an answer \(text, prediction, .*Rename that"),
+        ({"number": 101, "text": "x"}, r"no field holds the id of a question \(question_id, questionId, .*Rename that"),
+        ({"logs": {"a": 1}}, r"entry 'logs': expected the text of an answer, found \{'a': 1\}"),
+        ({"rows": [{"question_id": 101}]}, "entry 'rows': a list of rows stands here under a name"),
+        ({"rows": []}, r"entry 'rows': expected the text of an answer, found \[\]"),
+        ({"rows": ["x"]}, r"entry 'rows': expected the text of an answer, found \['x'\]"),
+        ({"101": {"model_output": "x", "question": "Who?"}}, r"'Who\?' does not ask what VQAv2"),
+    ],
+)  # fmt: skip
+def test_a_row_that_tells_too_little_is_refused(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(row))
+    with pytest.raises(DataError, match=message):
+        read_answer_file(small("What?", "Why?"), path)
+
+
 @pytest.mark.parametrize("name", ["index", "question_id", "id", "image_path"])
 @pytest.mark.parametrize("ends", ["\n", "\r\n"])
 @pytest.mark.parametrize("cell", [",", "\t"])
