@@ -206,8 +206,9 @@ def test_if_meteors_program_fails_the_other_metrics_stand(
     monkeypatch.setattr(caption_metrics.shutil, "which", lambda name: "/usr/bin/java")
     monkeypatch.setattr(caption_metrics, "_ptb", caption_metrics._plain)
     monkeypatch.setattr(caption_metrics, "_meteor", fail)
-    with pytest.warns(UserWarning, match="METEOR is not computed, the other metrics are: no memory"):
+    with pytest.warns(UserWarning, match="METEOR is not computed, the other metrics are: no memory") as caught:
         scores = score(NOCAPS, nocaps(put, references), {key: of[0] for key, of in references.items()})
+    assert Path(caught[0].filename).name == "captions.py"  # not the line that warns
     assert math.isnan(scores["meteor", "all"])
     assert scores["rouge_l", "all"] == pytest.approx(100)
 
@@ -272,8 +273,9 @@ def test_the_order_of_pictures_changes_nothing(put: Put, score: Callable[..., Sc
 def test_without_java_the_official_numbers_are_not_computed(put: Put, score: Callable[..., Scores]) -> None:
     """CIDEr over plainly split words stands under its own name, and never as the headline."""
     references, captions = corpus()
-    with pytest.warns(UserWarning, match="CIDEr, BLEU, METEOR and ROUGE-L are not computed"):
+    with pytest.warns(UserWarning, match="CIDEr, BLEU, METEOR and ROUGE-L are not computed") as caught:
         scores = score(NOCAPS, nocaps(put, references), captions)
+    assert Path(caught[0].filename).name == "captions.py"  # not the line that warns
     assert scores.pop(("cider_plain", "all")) > 0
     assert all(math.isnan(value) for value in scores.values())
     assert {name for name, _ in scores} == {"cider", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l"}
@@ -284,8 +286,9 @@ def test_without_the_extra_nothing_is_computed_and_the_answers_stay(
 ) -> None:
     references, captions = corpus()
     monkeypatch.setitem(sys.modules, "pycocoevalcap.cider.cider", None)
-    with pytest.warns(UserWarning, match=r"pip install 'vlmamba-eval\[caption\]'"):
+    with pytest.warns(UserWarning, match=r"pip install 'vlmamba-eval\[caption\]'") as caught:
         scores = score(NOCAPS, nocaps(put, references), captions)
+    assert Path(caught[0].filename).name == "captions.py"  # not the line that warns
     assert all(math.isnan(value) for value in scores.values())
 
 

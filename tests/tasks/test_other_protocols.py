@@ -317,6 +317,7 @@ def test_vsr_is_read_from_its_release(put: Put, score: Callable[..., Any]) -> No
         ("0", "True", ("relation/next to",)),
         ("1", "False", ("relation/under",)),
     ]
+    assert {Path(s.image.path) for s in loaded.samples if s.image} == {path.parent / "images" / "1.jpg"}
     assert score(Vsr(), loaded, {"0": "True", "1": "True"})["accuracy", "all"] == 50
     put("vsr/test.jsonl", [{**row, "label": 2}])
     with pytest.raises(DataError, match="field 'label' should be 0 or 1, found 2"):
