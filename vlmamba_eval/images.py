@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import stat
 import struct
 import warnings
 import zlib
@@ -71,7 +72,10 @@ def _read_file(ref: ImageRef) -> bytes:
         resolved = path.resolve(strict=True)
         if not resolved.is_relative_to(_resolved(folder)):
             raise DataError(f"{ref.where} is a link that leaves the image folder {folder}; it is not followed.")
-        if resolved.stat().st_size > MAX_IMAGE_BYTES:
+        found = resolved.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
+            raise DataError(f"{ref.where}: expected an image, found a folder, a pipe or a device.")
+        if found.st_size > MAX_IMAGE_BYTES:
             raise DataError(f"{ref.where}: larger than {MAX_IMAGE_BYTES >> 20} MiB; no benchmark image is.")
         return resolved.read_bytes()
     except FileNotFoundError:
