@@ -104,7 +104,9 @@ def overview(needs: Sequence[Need]) -> list[tuple[str, ...]]:
     for need in needs:
         info, dataset = need.task.info, need.dataset
         if dataset is None:
-            questions, pictures = "missing", f"{info.images:,} missing" if info.images else "number unknown"
+            files = [source for source in info.sources if isinstance(source, File)]
+            questions = "not as declared" if files and not need.missing else "missing"
+            pictures = f"{info.images:,} missing" if info.images else "number unknown"
         else:
             questions = f"{len(dataset.samples):,}" + ("" if dataset.labelled or info.scored != "here" else ", no gold")
             lacking = need.missing_pictures

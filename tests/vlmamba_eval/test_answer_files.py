@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pickle
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -730,6 +731,33 @@ def test_files_of_a_folder_are_read_in_the_order_of_their_numbers(tmp_path: Path
         read_answer_file(small("What?"), tmp_path / "empty")
     with pytest.raises(DataError, match="nowhere does not exist"):
         read_answer_file(small("What?"), tmp_path / "nowhere")
+
+
+def text_of(rows: Rows, end: str = "\n") -> str:
+    return "".join(json.dumps(row) + end for row in rows)
+
+
+RELATIVES: dict[str, Callable[[Rows], str]] = {
+    "byte order mark": lambda rows: "\ufeff" + text_of(rows),
+    "Windows' line ends": lambda rows: text_of(rows, "\r\n"),
+    "no last line end": lambda rows: text_of(rows).rstrip("\n"),
+    "blank lines": lambda rows: "\n" + text_of(rows, "\n \n"),
+    "a list": json.dumps,
+    "an indented list": lambda rows: "\ufeff" + json.dumps(rows, indent=4).replace("\n", "\r\n"),
+    "shuffled": lambda rows: text_of(random.Random(1).sample(rows, len(rows))),
+    "ids as text": lambda rows: text_of([row | {"question_id": str(row["question_id"])} for row in rows]),
+    "more columns": lambda rows: text_of([row | {"label": "x", "score": None, "image": ["y"]} for row in rows]),
+}
+
+
+@pytest.mark.parametrize("name", ["A.JSONL", "answers"])
+@pytest.mark.parametrize("task", ["vqav2", "gqa", "scienceqa", "textvqa", "pope", "mme", "mmbench", "seed", "mmvet"])
+@pytest.mark.parametrize("dress", RELATIVES)
+def test_a_file_is_the_same_in_every_dress(tmp_path: Path, dress: str, task: str, name: str) -> None:
+    dataset = samples(task)
+    path = tmp_path / name
+    path.write_text(RELATIVES[dress](saved(dataset)), encoding="utf-8", newline="")
+    assert texts(dataset, path) == right(dataset)
 
 
 def test_a_chunk_of_a_process_that_had_no_question_is_passed_over(tmp_path: Path) -> None:

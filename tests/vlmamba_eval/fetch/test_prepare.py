@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 from tests.vlmamba_eval.fetch.colours import BY_HAND, NAMES, Colours, fill, picture, questions, serve
 from tests.vlmamba_eval.fetch.server import Server
 from vlmamba_eval.cli import cli
+from vlmamba_eval.dataset import samples_folder
 from vlmamba_eval.fetch.http import Http
 from vlmamba_eval.fetch.plan import announce, look
 from vlmamba_eval.images import read_image
@@ -276,3 +278,10 @@ def test_pictures_are_those_of_their_source(server: Server, tmp_path: Path) -> N
     assert {wanted.name: wanted.source for wanted in need.missing} == {
         "red.png": first, "green.png": second, "blue.png": second, "black.png": second,
     }  # fmt: skip
+
+
+def test_a_list_that_is_there_and_is_another_one_is_not_called_missing(tmp_path: Path) -> None:
+    (tmp_path / "gqa").mkdir()
+    assert overview([look(get_task("gqa"), str(tmp_path))])[1][2] == "missing"
+    shutil.copy(samples_folder() / "gqa/testdev_balanced_questions.json", tmp_path / "gqa")
+    assert overview([look(get_task("gqa"), str(tmp_path))])[1][2] == "not as declared"
