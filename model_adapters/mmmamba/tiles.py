@@ -34,12 +34,12 @@ def cut(image: Image.Image, size: int, most: int) -> Tensor:
     image = image.convert("RGB")
     columns, rows = grid_of(image.width, image.height, size, most)
     resized = image.resize((columns * size, rows * size))  # bicubic
-    pixels = torch.from_numpy(np.array(resized))  # [rows size, columns size, 3]
-    tiles = pixels.view(rows, size, columns, size, 3).permute(0, 2, 4, 1, 3).flatten(0, 1)
-    if columns * rows > 1:
-        thumbnail = torch.from_numpy(np.array(image.resize((size, size)))).permute(2, 0, 1)
-        tiles = torch.cat([tiles, thumbnail[None]])
-    return tiles.contiguous()
+    boxes = [(c * size, r * size, (c + 1) * size, (r + 1) * size) for r in range(rows) for c in range(columns)]
+    pictures = [resized.crop(box) for box in boxes]
+    if len(pictures) > 1:
+        pictures.append(image.resize((size, size)))
+    tiles = np.stack([np.asarray(picture).transpose(2, 0, 1) for picture in pictures])
+    return torch.from_numpy(np.ascontiguousarray(tiles))  # not by PyTorch's threads, as in `channels_first`
 
 
 def normalisation_table() -> Tensor:

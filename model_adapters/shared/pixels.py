@@ -43,8 +43,6 @@ def prepare(
     `pad` is `expand2square` of haotian-liu/LLaVA@c121f04:llava/mm_utils.py:152 with the encoder's mean colour; `crop`
     and `resize` are what CLIP's and SigLIP's own processors do. Any mode is converted to RGB first.
     """
-    import numpy as np
-    import torch
     from PIL import Image
 
     if image.mode != "RGB":
@@ -70,7 +68,18 @@ def prepare(
         image = image.crop((left, top, left + size, top + size))
     else:
         image = image.resize((size, size), resample=method)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # [3, size, size]
+    return channels_first(image)  # [3, size, size]
+
+
+def channels_first(image: Image.Image) -> Tensor:
+    """A picture's bytes, uint8 [3, h, w].
+
+    NumPy copies them on this thread; PyTorch would begin a team of threads for each thread that prepares pictures.
+    """
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.array(np.asarray(image).transpose(2, 0, 1), order="C"))
 
 
 def normalisation_table(config: PreprocessingConfig) -> Tensor:

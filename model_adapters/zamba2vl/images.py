@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vlmamba_eval.model_adapters.shared.pixels import channels_first
 from vlmamba_eval.types import DataError
 
 # OpenAI's CLIP, as all Qwen2-VL models.
@@ -38,8 +39,7 @@ def prepare(image: Image.Image, unit: int, least: int, most: int) -> Tensor:
     """A decoded image -> uint8 [3, h, w], sides in multiples of `unit`. Thread-safe."""
     image = image.convert("RGB")
     size = size_of(image.width, image.height, unit, least, most)
-    pixels = np.array(image.resize(size, Image.Resampling.BICUBIC))
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    return channels_first(image.resize(size, Image.Resampling.BICUBIC))
 
 
 def normalisation_table() -> Tensor:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import io
+import threading
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from vlmamba_eval.images import open_image
+from vlmamba_eval.model_adapters.mmmamba import tiles
 from vlmamba_eval.model_adapters.shared.pixels import PreprocessingConfig, prepare
+from vlmamba_eval.model_adapters.zamba2vl import images as zamba2vl
 from vlmamba_eval.types import ImageRef
 
 CLIP = PreprocessingConfig((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -44,3 +50,32 @@ def test_a_jpeg_is_rgb_and_stays_when_its_file_is_closed(mode: str, tmp_path) ->
     found = open_image(ImageRef("x.jpg", "x.jpg", path=str(tmp_path / "x.jpg"), folder=str(tmp_path)))
     assert found.mode == "RGB"
     assert np.array_equal(np.array(found), np.array(Image.open(raw).convert("RGB")))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
+@pytest.mark.parametrize(
+    "prepare_one",
+    [
+        lambda image: prepare(image, 384, CLIP),
+        lambda image: zamba2vl.prepare(image, 28, 4, 400),
+        lambda image: tiles.cut(image, 224, 6),
+    ],
+)
+def test_a_thread_that_prepares_pictures_begins_no_others(prepare_one: Callable[[Image.Image], torch.Tensor]) -> None:
+    """PyTorch's copy began a team for each of 16 threads: 7 ms of processor time per picture in place of 0.3."""
+    before, found = torch.get_num_threads(), list[int]()
+
+    def work() -> None:
+        picture = Image.new("RGB", (640, 480), "red")
+        there = len(list(Path("/proc/self/task").iterdir()))
+        prepare_one(picture)
+        found.append(len(list(Path("/proc/self/task").iterdir())) - there)
+
+    torch.set_num_threads(4)
+    try:
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    finally:
+        torch.set_num_threads(before)
+    assert found == [0]
