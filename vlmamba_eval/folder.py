@@ -19,7 +19,7 @@ class Folder:
     def __init__(self, root: Path, folders: Sequence[str] = ()) -> None:
         self.root = root
         self._roots = [root / name for name in folders] + [root]
-        self._images: dict[str, ImageRef] = {}
+        self._images: dict[tuple[Path, str], ImageRef] = {}
 
     def find(self, *candidates: str, what: str) -> Path:
         """The first of the candidate paths that exists. `what` says in words what is looked for, for the error."""
@@ -117,6 +117,12 @@ class Folder:
 
         Raises `DataError` at once for a name that leaves the folder; a missing file is noticed when it is read.
         """
+        ref = self._images.get((folder, name))
+        if ref is None:  # paths take longer to make than all else about a row
+            ref = self._images[folder, name] = self._image(folder, name, where)
+        return ref
+
+    def _image(self, folder: Path, name: str, where: str) -> ImageRef:
         relative = PurePosixPath(name)
         prefix = f"{where}: " if where else ""
         if relative.is_absolute() or ".." in relative.parts or "\0" in name or "\\" in name or ":" in name or not name:
@@ -126,7 +132,5 @@ class Folder:
         path = folder / relative
         if isinstance(path, InArchive):
             tar, member = path.place()
-            ref = ImageRef(str(path), f"{where} ({path})" if where else str(path), path=str(tar), member=member)
-        else:
-            ref = ImageRef(str(path), f"{where} ({path})" if where else str(path), path=str(path), folder=str(folder))
-        return self._images.setdefault(ref.key, ref)
+            return ImageRef(str(path), f"{where} ({path})" if where else str(path), path=str(tar), member=member)
+        return ImageRef(str(path), f"{where} ({path})" if where else str(path), path=str(path), folder=str(folder))
