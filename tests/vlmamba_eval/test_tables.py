@@ -312,6 +312,16 @@ def test_a_paper_gets_booktabs_best_bold_second_underlined_and_footnotes() -> No
     assert r"\scriptsize" not in formats.write("latex", runs, [])
 
 
+def test_latex_says_what_is_wrong_with_answers_and_marks_what_has_no_value() -> None:
+    loud = with_row(scores(n_missing=100), n_unparsed=8_910)
+    unscored = replace(loud.scores, task="gqa", title="GQA", scores=(), marks=("UNSCORED",), n_missing=0)
+    table = formats.write("latex", [loud, replace(loud, scores=unscored)], [])
+    assert r"ours, POPE: 8,910 of 8,910 answers hold no readable answer, and the official rule" in table
+    assert r"ours, POPE: 100 of 8,910 answers are missing and count as wrong." in table
+    assert "--$^{" in table, table
+    assert table.count("UNSCORED: there are no gold labels") == 1
+
+
 def test_latex_prints_foreign_names_as_they_are() -> None:
     assert formats.escaped(r"50% & \input{x} #1_2^3~") == (
         r"50\% \& \textbackslash{}input\{x\} \#1\_2\textasciicircum{}3\textasciitilde{}"

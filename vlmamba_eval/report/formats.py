@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from vlmamba_eval import text
 from vlmamba_eval.baselines import Published
 from vlmamba_eval.report.tables import Board, Line, RunScores, as_csv, board, markdown, number, tidy
+from vlmamba_eval.types import MEANING
 
 _SPECIAL = {
     **{char: f"\\{char}" for char in "&%$#_{}"},
@@ -78,7 +79,7 @@ def latex(table: Board, *, intervals: bool = False) -> str:
     for mark in notes:
         lines += ["", rf"{{\footnotesize {signs[mark]} {escaped(_meaning(mark))}}}"]
     for note in table.notes:
-        if note.startswith("†"):
+        if note.partition(":")[0] not in MEANING:  # those are footnotes already
             lines += ["", rf"{{\footnotesize {escaped(note)}}}"]
     return "\n".join(lines) + "\n"
 
@@ -94,8 +95,6 @@ def _parted(line: Line, remarks: str) -> list[str]:
 
 
 def _meaning(mark: str) -> str:
-    from vlmamba_eval.types import MEANING
-
     return f"{mark}: {MEANING[mark]}." if mark in MEANING else f"Split: {mark}."  # type: ignore[literal-required]
 
 
@@ -108,13 +107,13 @@ def _ranked(values: Sequence[float | None]) -> tuple[float | None, float | None]
 
 
 def _cell(line: Line, i: int, rank: tuple[float | None, float | None], signs: dict[str, str]) -> str:
-    value = line.values[i]
+    value, marks = line.values[i], "".join(signs[mark] for mark in _parted(line, line.remarks[i]))
     if value is None:
-        return "--" if line.cells[i] else ""
+        return f"--{marks}" if line.cells[i] else ""
     shown = number(value).replace(",", "{,}")
     if line.kind == "measured" and round(value, 1) == rank[0]:
         shown = rf"\textbf{{{shown}}}"
     elif line.kind == "measured" and round(value, 1) == rank[1]:
         shown = rf"\underline{{{shown}}}"
     dagger = r"$^\dagger$" if line.kind == "published" else ""
-    return shown + dagger + "".join(signs[mark] for mark in _parted(line, line.remarks[i]))
+    return shown + dagger + marks
