@@ -39,6 +39,7 @@ AHEAD_IMAGES, AHEAD_BYTES = 1024, 2**29
 """How many prepared pictures wait for the model at most, and their memory."""
 IMAGE_SECONDS = 30.0  # for reading, decoding and preparing one picture; a usual one takes a hundredth of a second
 
+LONGEST_MESSAGE = 1000  # characters of a model's error that are kept
 ANY_TIME = nullcontext()
 
 Ask = Callable[[Sequence[ImageQuestions]], Sequence[Sequence[Generation | Failure]]]
@@ -160,7 +161,7 @@ def _answer_batch(ask: Ask, batch: list[ImageJobs], prepared: list[Future[Any] |
             result.outcomes.extend([failure] * len(group.jobs))
             note(failure.message)
         except Exception as error:  # noqa: BLE001 - an adapter that can't stand a picture fails its questions alone
-            failure = Failure("model_error", f"{type(error).__name__}: {error}")
+            failure = Failure("model_error", _shown(error))
             result.outcomes.extend([failure] * len(group.jobs))
             note(f"{group.image.where if group.image else 'a text'} can't be prepared: {failure.message}")
         else:
@@ -190,7 +191,7 @@ def halving(ask: Ask, batch: list[ImageQuestions], note: Note) -> list[list[Gene
     except TimeoutError as error:
         kind, reason = "timeout", str(error)
     except Exception as error:  # noqa: BLE001 - whatever an adapter raises becomes the typed failure of its question
-        reason = f"{type(error).__name__}: {error}"
+        reason = _shown(error)
     if len(batch) > 1:
         middle = len(batch) // 2
         note(f"{len(batch)} images together: {reason}; trying {middle} at a time.")
@@ -203,6 +204,12 @@ def halving(ask: Ask, batch: list[ImageQuestions], note: Note) -> list[list[Gene
         return [[outcome for half in halves for outcome in halving(ask, [half], note)[0]]]
     note(f"A question failed: {reason}")
     return [[Failure(kind, reason)]]
+
+
+def _shown(error: Exception) -> str:
+    """What an error says, without the rest of a tensor that it may quote."""
+    text = f"{type(error).__name__}: {error}"
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}..."
 
 
 def checked(

@@ -145,6 +145,17 @@ def test_a_question_that_an_adapter_cannot_stand_fails_alone_until_the_next_run(
     assert headline(again).value == pytest.approx(100 * 21 / 24)
 
 
+def test_of_an_error_that_quotes_a_tensor_only_the_beginning_is_kept(data: Path, tmp_path: Path) -> None:
+    class Talkative(ToyAdapter):
+        def generate(self, batch: Any) -> Any:
+            raise ValueError("tensor of " + "0.0, " * 100_000)
+
+    outcome = run(data, tmp_path, Talkative())
+    messages = {answer.failure.message for answer in read_answers(outcome.folder).values() if answer.failure}
+    assert {message[:30] for message in messages} == {"ValueError: tensor of 0.0, 0.0"}
+    assert max(map(len, messages)) < 1100
+
+
 def test_a_missing_picture_fails_its_questions_alone_and_nothing_computed_is_lost(data: Path, tmp_path: Path) -> None:
     picture = data / "toy" / "images" / "2.png"
     content = picture.read_bytes()
