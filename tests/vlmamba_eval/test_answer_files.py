@@ -198,6 +198,26 @@ def test_pope_answered_list_by_list_is_recognised_by_its_prompts(tmp_path: Path,
     assert texts(pope, popular) == {key: text for key, text in wanted.items() if key.startswith("popular")}
 
 
+def test_one_in_a_hundred_of_a_list_may_be_foreign_too(tmp_path: Path) -> None:
+    task, first = get_task("pope"), {"adversarial": 0, "random": 10_000_000}
+    found = [
+        Sample(f"{split}/{i}", None, f"Is there a {split} {i} in the image?", "yes", (), (split,), {}, f"{start + i}")
+        for split, start in first.items()
+        for i in range(1, 101)
+    ]
+    dataset = Dataset(task, found, DataIdentity(200, ""))
+    rows = [
+        {"question_id": int(s.id.split("/")[1]), "prompt": task.prompt(s), "text": s.id}
+        for s in [*found[100:], *found[:100]]
+    ]
+    rows[5]["prompt"] = "Is there a zeppelin in the image?"
+    answers = texts(dataset, lines(tmp_path / "a.jsonl", rows))
+    assert answers == {s.id: s.id for s in found if s.id != "random/6"}
+    rows[6]["prompt"] = "Is there a zeppelin in the image?"
+    with pytest.raises(DataError, match="does not ask what POPE"):
+        read_answer_file(dataset, lines(tmp_path / "a.jsonl", rows))
+
+
 def test_a_list_ends_with_its_file_even_if_no_number_comes_twice(tmp_path: Path) -> None:
     pope = samples("pope")
     folder = tmp_path / "answers"
@@ -688,6 +708,12 @@ def test_the_id_whose_question_was_asked_counts_before_the_likelier_one(tmp_path
     assert texts(dataset, lines(path, [row | {"input": "What?"}])) == {"101": "x"}
     assert texts(dataset, lines(path, [row | {"input": "Why?"}])) == {"102": "x"}
     assert texts(dataset, lines(path, [row | {"doc": {"question_id": 7, "id": 101}, "input": "What?"}])) == {"101": "x"}
+
+
+def test_a_row_without_a_prompt_is_joined_by_its_likeliest_id(tmp_path: Path) -> None:
+    pope = samples("pope")
+    row = {"doc_id": 0, "doc": {"question_id": "12", "id": "13", "category": "popular"}, "filtered_resps": ["x"]}
+    assert texts(pope, lines(tmp_path / "a.jsonl", [row])) == {"popular/12": "x"}
 
 
 def test_programs_that_read_ids_as_numbers_lose_their_zeros(tmp_path: Path) -> None:

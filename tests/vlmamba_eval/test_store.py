@@ -252,6 +252,23 @@ def test_a_second_process_on_the_same_run_is_refused_and_told_who_has_it(tmp_pat
         pass  # the lock of a killed owner is free
 
 
+@pytest.mark.parametrize("locks", [True, False])
+@pytest.mark.filterwarnings("ignore:flock not supported")  # filelock's own note
+def test_a_second_writer_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locks: bool) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    def sleep(_: float) -> None:
+        raise AssertionError("it waits")
+
+    if not locks:
+        monkeypatch.setattr("fcntl.flock", refuse)
+    with Run(tmp_path, MANIFEST):
+        monkeypatch.setattr(time, "sleep", sleep)
+        with pytest.raises(StoreError, match="is being written by process"), Run(tmp_path, MANIFEST):
+            pass
+
+
 def test_whatever_the_owner_of_a_run_wrote_of_itself_is_shown(tmp_path: Path) -> None:
     with Run(tmp_path, MANIFEST):
         (tmp_path / ".owner").write_bytes(b"process 7 on \xff\n")

@@ -71,12 +71,12 @@ class _Index:
 
     def candidates(self, row: Saved) -> list[Sample]:
         """The samples that a row may mean, those under its likeliest id first."""
-        if row.part:
-            for key in row.keys:
-                found = self.by_key.get(f"{row.part}/{key}", [])
-                if found and (not row.prompt or any(self.asks(sample, row) for sample in found)):
-                    return found
-        found = [s for keys in (self.by_key, self.by_alias) for key in row.keys for s in keys.get(key, ())]
+        named = [self.by_key.get(f"{row.part}/{key}", []) for key in row.keys if row.part]
+        for found in named:
+            if found and (not row.prompt or any(self.asks(sample, row) for sample in found)):
+                return found
+        found = [s for samples in named for s in samples]
+        found += [s for keys in (self.by_key, self.by_alias) for key in row.keys for s in keys.get(key, ())]
         found = list({sample.id: sample for sample in found}.values())
         if len(row.keys) == 1 and not row.loose:
             return found

@@ -117,7 +117,7 @@ def _read_file(path: Path) -> Iterator[Saved]:
     if start[0] in "{[":
         yield from _json(path, text)
         return
-    first = start.split("\n", 1)[0].rstrip("\r")
+    first = start.partition("\n")[0].rstrip("\r")
     delimiter = "\t" if "\t" in first else ","
     header = first.split(delimiter)
     if "prediction" in (name.strip('"') for name in header):
@@ -151,7 +151,7 @@ def _json(path: Path, text: str) -> Iterator[Saved]:
     else:
         yield from _value(path, value)
         return
-    first = text.lstrip().split("\n", 1)[0]
+    first = text.lstrip().partition("\n")[0]
     if not whole.line and "\n" not in text.strip():
         raise DataError(f"{path}: not valid JSON ({whole}).")
     try:
