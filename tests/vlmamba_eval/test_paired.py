@@ -124,6 +124,16 @@ def test_draws_stay_within_strata() -> None:
     assert found.ci_low is None  # within each stratum all images differ alike: no replicate says otherwise
 
 
+def test_a_system_has_the_same_draws_alone_and_beside_another() -> None:
+    one, other = aligned([table([1, 0, 1, 1], 2), table([0, 0, 2, 1], 2)])
+    [name, _], [alone] = draw(TASK, [one])
+    _, [first, second] = draw(TASK, [one, other])
+    assert name.name == "accuracy"
+    assert np.array_equal(alone.spreads[0], first.spreads[0])
+    assert not np.array_equal(alone.spreads[0], second.spreads[0])
+    assert aligned([one])[0].units == one.units
+
+
 def test_the_mean_of_seeds_has_the_mean_of_their_draws() -> None:
     tables = aligned([table([1, 0, 1, 1]), table([0, 0, 1, 1]), table([1, 1, 1, 1])])
     names, (one, two, other) = draw(TASK, tables)
