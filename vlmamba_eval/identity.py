@@ -54,7 +54,10 @@ def whose(task: Task, samples: Sequence[Sample]) -> str:
     for other in _relatives(task):
         # Samples of a task of another make, as of a plug-in that reads the same folder, say nothing to this one.
         akin = isinstance(other, type(task)) or isinstance(task, type(other))
-        if akin and other.info.questions == len(samples) and not list_problem(other, samples):
+        known = (
+            other.info.sha256 or other.info.counts or other.info.ids
+        )  # a size alone, as of own lists, proves nothing
+        if akin and known and other.info.questions == len(samples) and not list_problem(other, samples):
             return other.info.name
     return ""
 

@@ -170,6 +170,17 @@ def test_the_whole_list_of_another_task_is_refused_by_its_name_even_as_a_part(
     assert load_dataset(task, str(tmp_path), allow_partial=True).identity.marks == ("PARTIAL",)
 
 
+def test_a_size_alone_makes_no_list_anothers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    task, other = get_task("refcoco"), get_task("refcoco+")
+    samples = small_list(other)
+    monkeypatch.setattr(type(task), "load", lambda self, folder: Loaded(samples))
+    other.info = replace(other.info, questions=4, images=2, ids="")
+    assert load_dataset(task, str(tmp_path), allow_partial=True).identity.marks == ("PARTIAL",)
+    other.info = replace(other.info, ids=r"a/\d")
+    with pytest.raises(DataError, match="This is the list of refcoco"):
+        load_dataset(task, str(tmp_path), allow_partial=True)
+
+
 def test_the_pinned_pope_list_is_no_part_of_the_later_one(real: Path) -> None:
     with pytest.raises(DataError, match=r"^pope_9000: expected 9,000 .* This is the list of pope: use --tasks pope\."):
         load_dataset(get_task("pope_9000"), str(real), allow_partial=True)
