@@ -19,8 +19,8 @@ import csv
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import json
 import os
-import pickle
 import random
 import resource
 import signal
@@ -335,7 +335,8 @@ class Watch(Plugin):
         self.seen.callers[module, function].add(self._test)
 
     def end(self) -> None:
-        self.path.write_bytes(pickle.dumps(self.seen))
+        callers = [[*place, *tests] for place, tests in self.seen.callers.items()]
+        self.path.write_text(json.dumps([callers, self.seen.seconds, list(self.seen.failed)]))
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         signal.alarm(3600)
@@ -384,7 +385,8 @@ def watch(modules: Sequence[str]) -> Seen:
         builtins.called = plugin.called  # type: ignore[attr-defined]
         files = dict.fromkeys(file for module in modules for file in tests_of(module))
         run_tests({module: Teller(module, plugin) for module in modules}, list(files), plugin)
-        return pickle.loads(path.read_bytes())
+        callers, seconds, failed = json.loads(path.read_text())
+        return Seen({(module, function): set(found) for module, function, *found in callers}, seconds, set(failed))
 
 
 def survives(mutant: Mutant, seen: Seen) -> bool:
