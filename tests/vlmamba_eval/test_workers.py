@@ -138,6 +138,27 @@ def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
         list(answer_on_workers(Recipe("constant"), [], print, device="cpu", image_tokens=0, workers=2))
 
 
+def test_without_ray_the_command_says_so_before_it_reads_anything() -> None:
+    code = "import sys; sys.modules['ray'] = None; from vlmamba_eval.cli import main; main()"
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "--model",
+        "constant",
+        "--tasks",
+        "gqa",
+        "--data",
+        "nowhere",
+        "--workers",
+        "2",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Several workers need Ray" in done.stderr
+    assert "nowhere" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("raised", "said"), [(ModelError("half is missing"), "half is missing"), (OSError("no GPU"), "OSError: no GPU")]
 )
