@@ -882,6 +882,7 @@ def test_a_pipe_is_no_file_of_answers(tmp_path: Path) -> None:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
         (b"a" * 200_000 + b",b\n", "is a table whose columns are 'aaa"),
         (b'{"filtered_resps": ' + b"[" * 400 + b"]" * 400 + b"}", "should hold the text of one answer"),
+        (b"index,prediction?\r\n1,2\r\n", r"is a table whose columns are 'index, prediction\?'; expected"),
         (b"a,b\n1,2\n", "is a table whose columns are 'a, b'; expected `index` and `prediction`"),
         (b"Yes\nNo\n", "is text that begins with 'Yes'"),
         (b"", "holds no answers"),
