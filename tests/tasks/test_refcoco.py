@@ -90,6 +90,12 @@ def test_a_box_is_a_list_of_four_parts_and_nothing_else(text: str, box: list[flo
     assert (verdict.credit, verdict.valid) == (float(box is not None), box is not None)
 
 
+def test_left_is_before_right_and_top_before_bottom() -> None:
+    for box in itertools.product((0, 0.25, 0.5, 1), repeat=4):
+        left, top, right, bottom = box
+        assert read_box(str(list(box))) == (list(box) if left < right and top < bottom else None)
+
+
 @pytest.mark.parametrize(
     ("bbox", "box"),
     [
