@@ -22,10 +22,10 @@ class Log(TrainerCallback):
 
     def __init__(self, path: Path, scan: str, say: Callable[[str], None]):
         self.path, self.scan, self.say = path, scan, say
-        self.began, self.before = time.monotonic(), 0.0
+        self.began, self.before, self.resumed = time.monotonic(), 0.0, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.began = time.monotonic()
+        self.began, self.resumed = time.monotonic(), state.global_step
         if not state.is_world_process_zero:
             return
         kept = keep_until(self.path, state.global_step)
@@ -49,11 +49,13 @@ class Log(TrainerCallback):
         line |= {"seconds": round(self.before + time.monotonic() - self.began, 2), "scan": self.scan}
         append(self.path, line)
         pace = logs["seconds_per_step"]
-        left = duration(pace * (state.max_steps - state.global_step))
+        # A process's first step warms up, and says nothing about the others.
+        known = state.global_step > self.resumed + 1
+        left = f"  {duration(pace * (state.max_steps - state.global_step))} left" if known else ""
         self.say(
             f"step {state.global_step}/{state.max_steps}  loss {line['loss']:.4f}  answers {line['answers']:.4f}  "
             f"{pace:.2f} s/step  {line['tokens_per_second']:,} tokens/s  {100 * line['matrix_share']:.0f} % of the "
-            f"matrix rate  {left} left"
+            f"matrix rate{left}"
         )
 
 

@@ -130,9 +130,13 @@ def test_precision_is_chosen_by_what_there_is(tmp_path: Path, data: Path, monkey
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     assert trainer.precision_of(STAGE, on_gpu=True) == "bf16"
     assert trainer.precision_of(replace(STAGE, precision="tf32"), on_gpu=True) == "tf32"
-    _, said = train(tmp_path, data, {"steps": 1, "precision": "auto"})
+    _, said = train(tmp_path, data, {"steps": 2, "log_every": 1, "precision": "auto"})
     assert any(line.startswith("precision float32; one device multiplies matrices at") for line in said)
-    assert any(line.startswith("step 1/1 ") and line.endswith("0 s left") for line in said), "at the first step"
+    first, last = (line for line in said if line.startswith("step "))
+    assert first.startswith("step 1/2 ")
+    assert first.endswith(" matrix rate"), "a first step warms up"
+    assert last.startswith("step 2/2 ")
+    assert last.endswith("  0 s left")
     with pytest.raises(UsageError, match="--device cuda: PyTorch sees no CUDA device"):
         trainer.find_device("cuda") if not torch.cuda.is_available() else pytest.skip("there is one")
 
