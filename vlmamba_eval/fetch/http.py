@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -99,6 +100,7 @@ class Http:
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=16),
             follow_redirects=True,
             max_redirects=8,
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # an odd one would fail all further requests
         )
 
     def close(self) -> None:

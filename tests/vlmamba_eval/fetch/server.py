@@ -50,6 +50,7 @@ class Server:
         self.sent: Counter[str] = Counter()
         self.asked: dict[str, list[tuple[int, int] | None]] = defaultdict(list)
         self.agents: set[str] = set()
+        self.cookies: set[str] = set()
         self.most_at_once = 0
         self.at_once = 0
         self.pace = 0.0  # seconds between pieces
@@ -89,6 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
             owner.most_at_once = max(owner.most_at_once, owner.at_once)
             self.counted = True
             owner.agents.add(self.headers.get("User-Agent", ""))
+            owner.cookies.add(self.headers.get("Cookie", ""))
         try:
             self._give()
         except (BrokenPipeError, ConnectionResetError):

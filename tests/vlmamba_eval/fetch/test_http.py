@@ -177,3 +177,11 @@ def test_a_stop_ends_every_wait(server: Server, http: Http) -> None:
     with pytest.raises(Stopped):
         http.find(url)
     assert time.monotonic() - began < 1.0
+
+
+@pytest.mark.parametrize("cookie", ["a=b", f"a={'b' * 70_000}", "a=\u0661"], ids=["plain", "large", "odd"])
+def test_a_cookie_goes_with_no_further_request(server: Server, http: Http, cookie: str) -> None:
+    url = server.put("/a.bin", b"0123456789", headers={"Set-Cookie": cookie.encode().decode("latin-1")})
+    found = http.find(url)
+    assert b"".join(http.read(found, 2, 5)) == b"23456"
+    assert server.cookies == {""}
