@@ -125,10 +125,10 @@ def test_another_task_is_named_if_nine_in_ten_rows_are_its(tmp_path: Path) -> No
 
 
 def test_a_list_that_is_not_at_hand_is_told_by_its_size(tmp_path: Path) -> None:
-    rows = [{"question_id": f"x{i}", "text": "yes"} for i in range(9_001)]
-    for n, found in ((9_000, "most likely for `pope_9000`"), (9_001, "for another list than `pope`")):
-        with pytest.raises(DataError, match=rf"'x0' is not in POPE .* {n:,} answers are unknown\. .*{found}"):
-            read_answer_file(samples("pope"), lines(tmp_path / "a.jsonl", rows[:n]))
+    rows = [{"question_id": f"x{i}", "text": "A"} for i in range(4_330)]
+    for n, found in ((4_329, "most likely for `mmbench_20231003`"), (4_330, "for another list than `mmbench`")):
+        with pytest.raises(DataError, match=rf"'x0' is not in MMBench .* {n:,} answers are unknown\. .*{found}"):
+            read_answer_file(samples("mmbench"), lines(tmp_path / "a.jsonl", rows[:n]))
 
 
 def test_prompts_that_are_asked_under_other_ids_are_of_another_version(tmp_path: Path) -> None:
