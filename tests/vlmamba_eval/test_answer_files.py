@@ -125,10 +125,9 @@ def test_another_task_is_named_if_nine_in_ten_rows_are_its(tmp_path: Path) -> No
 
 
 def test_a_list_that_is_not_at_hand_is_told_by_its_size(tmp_path: Path) -> None:
-    rows = [{"question_id": f"x{i}", "text": "A"} for i in range(4_330)]
-    for n, found in ((4_329, "most likely for `mmbench_20231003`"), (4_330, "for another list than `mmbench`")):
-        with pytest.raises(DataError, match=rf"'x0' is not in MMBench .* {n:,} answers are unknown\. .*{found}"):
-            read_answer_file(samples("mmbench"), lines(tmp_path / "a.jsonl", rows[:n]))
+    path = lines(tmp_path / "a.jsonl", [{"question_id": f"x{i}", "text": "A"} for i in range(4_329)])
+    with pytest.raises(DataError, match=r"4,329 answers are unknown\. It is most likely for `mmbench_20231003`"):
+        read_answer_file(samples("mmbench"), path)
 
 
 def test_prompts_that_are_asked_under_other_ids_are_of_another_version(tmp_path: Path) -> None:
