@@ -154,11 +154,17 @@ HEADER_VALUES = (
 )  # fmt: skip
 
 
-def odd_reply(rng: random.Random, bodies: Sequence[bytes]) -> bytes:
-    """A whole HTTP reply: one of the bodies with something changed, the status, headers or bytes of it as well."""
+def odd_reply(rng: random.Random, bodies: Sequence[bytes], ranges: bool = False) -> bytes:
+    """A whole HTTP reply: one of the bodies with something changed, the status, headers or bytes of it as well.
+
+    With `ranges` it says that it is a part of a file.
+    """
     body = next(variants(rng.choice(bodies), "reply.json", rng)) if rng.random() < 0.8 else rng.choice(bodies)
-    status = rng.choice(STATUSES) if rng.random() < 0.3 else 200
+    status = rng.choice(STATUSES) if rng.random() < 0.3 else 206 if ranges else 200
     headers = [("Content-Length", str(len(body)).encode())]
+    if ranges:
+        part = rng.choice((b"bytes 0-9/10", b"bytes 0-9/*", b"bytes 5-9/10", *HEADER_VALUES))
+        headers.append(("Content-Range", part if rng.random() < 0.5 else b"bytes 0-%d/%d" % (len(body) - 1, len(body))))
     if rng.random() < 0.4:
         headers += [(rng.choice(HEADERS), rng.choice(HEADER_VALUES)) for _ in range(rng.randint(1, 3))]
     lines = b"".join(b"%s: %s\r\n" % (name.encode(), value) for name, value in headers)

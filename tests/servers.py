@@ -8,9 +8,10 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import StreamRequestHandler, ThreadingTCPServer
 from types import TracebackType
 from typing import Any
 
@@ -91,6 +92,38 @@ class ChatServer:
 
     def stop(self) -> None:
         """Listen no more."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class RawServer:
+    """Answers each request with the next of `replies`, whatever it is, and closes. `with RawServer() as server`."""
+
+    def __init__(self) -> None:
+        self.replies: Iterator[bytes] = iter(())
+        outer = self
+
+        class Handler(StreamRequestHandler):
+            def handle(self) -> None:
+                while self.rfile.readline().strip():
+                    pass
+                self.wfile.write(next(outer.replies, b""))
+
+        class Quiet(ThreadingTCPServer):
+            daemon_threads = True
+            request_queue_size = 128
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                pass  # clients that hang up are part of the tests
+
+        self._server = Quiet(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> RawServer:
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(self, *problem: object) -> None:
         self._server.shutdown()
         self._server.server_close()
 

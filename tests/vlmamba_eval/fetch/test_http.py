@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from tests.odd import odd_reply, readable, the_same_each_time
+from tests.servers import RawServer
 from tests.vlmamba_eval.fetch.server import Server
-from vlmamba_eval.fetch.http import AGENT, DamagedError, FetchError, Http, NoRangesError, Patience, Stopped
+from vlmamba_eval.fetch.http import AGENT, DamagedError, FetchError, Found, Http, NoRangesError, Patience, Stopped
 
 BYTES = bytes(range(256)) * 1000
 
@@ -185,3 +190,34 @@ def test_a_cookie_goes_with_no_further_request(server: Server, http: Http, cooki
     found = http.find(url)
     assert b"".join(http.read(found, 2, 5)) == b"23456"
     assert server.cookies == {""}
+
+
+@pytest.mark.parametrize(
+    "examples", [pytest.param(10, id="a few"), pytest.param(300, id="many", marks=pytest.mark.slow)]
+)
+def test_no_reply_brings_a_download_down(examples: int) -> None:
+    """Looked for, read in part, as a whole, or as a small file: bytes, or a sentence."""
+    bodies = (b"0123456789" * 20, b'{"a": [1, 2, 3]}')
+    with RawServer() as server:
+        url = f"{server.url}/a.bin"
+
+        @the_same_each_time(examples)
+        @given(st.randoms(use_true_random=False))
+        def fetched(rng: random.Random) -> None:
+            http = Http(Patience(silence=2.0, attempts=2, pause=0.0, longest=0.0))
+            server.replies = iter([odd_reply(rng, bodies, ranges=rng.random() < 0.7) for _ in range(20)])
+            version = Found(url, 200, True, "")
+            for read in (
+                lambda: http.find(url),
+                lambda: b"".join(http.read(http.find(url), 0, 10)),
+                lambda: b"".join(http.read(version, 0, 10)),
+                lambda: b"".join(http.read_whole(version)),
+                lambda: http.read_small(url, 100),
+            ):
+                try:
+                    read()
+                except FetchError as error:
+                    readable(error)
+            http.close()
+
+        fetched()
