@@ -17,6 +17,7 @@ from vlmamba_eval.hub import Hub
 from vlmamba_eval.images import read_image
 from vlmamba_eval.manifest import DataIdentity
 from vlmamba_eval.plan import plan
+from vlmamba_eval.score import answer_text
 from vlmamba_eval.task import LETTER_ANSWER
 from vlmamba_eval.tasks.seed import ORIGINAL, TASKS, TYPES
 from vlmamba_eval.types import DataError, Generation, ImageRef, Likelihood, Question, Sample
@@ -108,6 +109,8 @@ def test_ranking_asks_without_options_and_takes_the_lowest_mean_loss(put: Put) -
     assert SEED.choose(s, Generation("Three", "", 0, "likelihood", ranked)) == "B"
     empty = (Likelihood(-3.0, 0), Likelihood(-2.0, 1), Likelihood(-9.0, 3), Likelihood(-8.0, 2))  # a choice of no token
     assert SEED.choose(s, Generation("Two", "", 0, "likelihood", empty)) == "B"
+    assert answer_text(SEED, s, Generation("Three", "", 0, "likelihood", ranked)) == "B"
+    assert answer_text(SEED, s, Generation("Three", "", 0, "eos")) == "Three"
 
 
 def test_equal_choices_are_told_apart_by_their_place(put: Put) -> None:

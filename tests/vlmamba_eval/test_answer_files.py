@@ -24,7 +24,7 @@ from vlmamba_eval.dataset import Dataset
 from vlmamba_eval.manifest import DataIdentity
 from vlmamba_eval.registry import get_task
 from vlmamba_eval.submit import submit
-from vlmamba_eval.types import DataError, Sample
+from vlmamba_eval.types import Answer, DataError, Generation, Sample
 
 Rows = list[dict[str, Any]]
 
@@ -659,6 +659,12 @@ def test_a_saved_question_stands_for_the_prompt_if_there_is_none(tmp_path: Path)
     for also in ({"question": "Who?"}, {"question": "What?", "prompt": "Who?"}, {"question": "Who?", "prompt": None}):
         with pytest.raises(DataError, match=r"'Who\?' does not ask what VQAv2"):
             read_answer_file(dataset, lines(path, [row | also]))
+
+
+def test_what_is_not_saved_is_not_made_up(tmp_path: Path) -> None:
+    row = {"question_id": 101, "text": "x", "prompt": "USER: What? ASSISTANT:"}
+    found = read_answer_file(small("What?", "Why?"), lines(tmp_path / "a.jsonl", [row]))
+    assert found == {"101": Answer("101", Generation("x", "USER: What? ASSISTANT:", 0, "unknown"))}
 
 
 def test_a_model_may_be_named_in_the_rows(tmp_path: Path) -> None:

@@ -291,6 +291,15 @@ def test_what_is_no_number_is_refused_by_name(value: object) -> None:
         Row({"n": value}, "f:1").number("n")
 
 
+@pytest.mark.parametrize("value", [3, "ab", {"a": {}}, None, ({},)])
+def test_rows_inside_a_row_are_a_list(value: object) -> None:
+    with pytest.raises(DataError, match=r"^f:1: field 'rows' should be a list, found"):
+        Row({"rows": value}, "f:1").rows("rows")
+    [inner] = Row({"rows": [{"n": 1}]}, "f:1").rows("rows")
+    assert (inner.integer("n"), inner.where) == (1, "f:1, rows[0]")
+    assert Row({"rows": {"n": 1}}, "f:1").row("rows").where == "f:1, field 'rows'"
+
+
 def test_what_an_error_quotes_is_cut_off() -> None:
     words = "word " * 120
     for more, there in (("", words), ("x", f"{words}...")):
