@@ -423,6 +423,8 @@ def main(sample: int, seed: int, modules: tuple[str, ...], minutes: float, least
     population = [mutant for module in modules or COVERED for mutant in mutants(module)]
     drawn = random.Random(seed).sample(population, min(sample, len(population)))
     known, ends = equal(), time.monotonic() + 60 * minutes
+    for listed in sorted(known - {mutant.key for module in COVERED for mutant in mutants(module)}):
+        click.echo(f"LISTED as equal, but there is no such mutant: {', '.join(listed)}")
     seen = watch(sorted({mutant.module for mutant in drawn}))
     for test in sorted(seen.failed):
         click.echo(f"LEFT OUT {test}: it fails without any mutant.")
