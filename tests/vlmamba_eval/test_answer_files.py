@@ -299,6 +299,9 @@ def test_a_question_of_several_lines_may_stand_on_one() -> None:
     asking = Asking(get_task("vqav2"), [one, other])
     assert asking.asks(one, "Question: It is red.\nWhat is it? Answer:")
     assert asking.asks(one, "Question: It is red. What is it? Answer:")
+    assert asking.asks(one, "Look here\nIt is red.\nWhat is it\nAnswer in short")
+    alone = replace(one, question="What is it?")
+    assert not Asking(get_task("vqav2"), [alone, other]).asks(alone, "What is\nit?")
     assert not asking.asks(one, "Question: It is red.\nWhy is it? Answer:")
     assert not asking.asks(replace(other, question="What is\n it"), "What  is it made of?")
 
