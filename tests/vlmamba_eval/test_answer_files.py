@@ -893,6 +893,7 @@ def test_a_pipe_is_no_file_of_answers(tmp_path: Path) -> None:
         (b"index,prediction?\r\n1,2\r\n", r"is a table whose columns are 'index, prediction\?'; expected"),
         (b"a,b\n1,2\n", "is a table whose columns are 'a, b'; expected `index` and `prediction`"),
         (b"Yes\nNo\n", "is text that begins with 'Yes'"),
+        (b"?\nNo\n", r"is text that begins with '\?'"),
         (b"", "holds no answers"),
         (b"[]", "holds no answers, but an empty list"),
         (b'{"answers": [{"question_id": 1, "text": "a"}]}', "entry 'answers': a list of rows stands here under a name"),

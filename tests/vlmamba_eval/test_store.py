@@ -173,6 +173,18 @@ def test_a_damaged_line_is_refused_by_file_and_line(tmp_path: Path) -> None:
         pass
 
 
+def test_a_run_that_could_not_be_opened_is_not_held(tmp_path: Path) -> None:
+    path = filled(tmp_path) / ANSWERS
+    whole = path.read_bytes()
+    path.write_bytes(b"{}\n")
+    run = Run(tmp_path, MANIFEST)
+    with pytest.raises(StoreError, match="damaged"):
+        run.__enter__()
+    path.write_bytes(whole)
+    with Run(tmp_path, MANIFEST) as other:
+        assert len(other.answers) == 3
+
+
 def test_two_answers_to_one_question_are_refused(tmp_path: Path) -> None:
     path = filled(tmp_path) / ANSWERS
     line = path.read_bytes().split(b"\n")[1]
