@@ -29,14 +29,14 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 def peak(folder: Path, questions: int) -> int:
     """Bytes that a run from list to scores takes at most; its pictures have 5.5 questions each, as test2015's."""
     images = questions * 2 // 11
-    (folder / "vqav2" / "test2015").mkdir(parents=True)
+    pictures = folder / "vqav2" / "test2015"
+    pictures.mkdir(parents=True)
     for image in range(images):
-        path = folder / "vqav2" / "test2015" / f"COCO_test2015_{image + 1:012d}.jpg"
+        path = pictures / f"COCO_test2015_{image + 1:012d}.jpg"
         if image % 30_000 == 0:  # a file has so many names at most
-            first = path
             path.write_bytes(picture())
         else:
-            os.link(first, path)
+            os.link(pictures / f"COCO_test2015_{image // 30_000 * 30_000 + 1:012d}.jpg", path)
     rows = [
         {"image_id": 1 + i % images, "question": f"What is the colour of thing {i} here?", "question_id": 10_000 + i}
         for i in range(questions)

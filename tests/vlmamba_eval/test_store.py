@@ -149,7 +149,7 @@ def test_a_writer_is_taken_for_dead_after_an_hour(tmp_path: Path) -> None:
     for age, stays in ((3600.5, False), (3000, True)):
         left = tmp_path / f".x.{age}.tmp"
         left.touch()
-        os.utime(left, (time.time() - age,) * 2)
+        os.utime(left, (time.time() - age, time.time() - age))
         write_atomic(tmp_path / "x", f"{age}")
         assert left.exists() == stays
 
