@@ -16,13 +16,15 @@ NEEDED = {
 # numba asks for scipy's BLAS, which no kernel of ours uses and no package that we need brings.
 FIRST_ANSWER = """
 import sys
+at_the_start = set(sys.modules)
 sys.modules["scipy"] = None
 from vlmamba_eval.cli import main
 try:
     main()
 except SystemExit as end:
     assert end.code == 0
-files = {name.split(".")[0]: getattr(module, "__file__", None) or "" for name, module in sys.modules.items()}
+since = {name: module for name, module in sys.modules.items() if name not in at_the_start}
+files = {name.split(".")[0]: getattr(module, "__file__", None) or "" for name, module in since.items()}
 print("imported", *(name for name, file in files.items() if "site-packages" in file), "torch._dynamo" in sys.modules)
 """
 

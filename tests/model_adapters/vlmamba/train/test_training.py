@@ -133,7 +133,9 @@ def test_a_killed_run_goes_on_and_ends_with_the_uninterrupted_weights(tmp_path: 
 
     said.clear()
     run_recipe(load_recipe(str(recipe)), tmp_path / "killed", data=data, device="cpu", say=said.append)
-    assert said == [f"stage one is complete: {folder}"]
+    complete, to_measure = said
+    assert complete == f"stage one is complete: {folder}"
+    assert to_measure.startswith(f"To measure it: vlmamba-eval --model {folder} ")
 
 
 def test_errors_of_the_command_say_what_to_do(tmp_path: Path, data: Path):
