@@ -11,9 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socketserver import StreamRequestHandler, ThreadingTCPServer
+from socketserver import StreamRequestHandler
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,35 @@ Act = Callable[[BaseHTTPRequestHandler], None]
 Behave = Callable[[Asked], Act]
 
 
-class ChatServer:
+class _Quiet(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass  # clients that hang up are part of the tests
+
+
+class _Listening:
+    """Listens inside `with`."""
+
+    _server: _Quiet
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Listen no more."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class ChatServer(_Listening):
     """`with ChatServer(behave) as server: ... server.url`. `asked` holds all requests in their order of arrival."""
 
     def __init__(self, behave: Behave | None = None) -> None:
@@ -70,33 +101,12 @@ class ChatServer:
             def log_message(self, format: str, *args: Any) -> None:
                 pass
 
-        class Quiet(ThreadingHTTPServer):
-            daemon_threads = True
-            request_queue_size = 128
-
-            def handle_error(self, request: Any, client_address: Any) -> None:
-                pass  # clients that hang up are part of the tests
-
-        self._server = Quiet(("127.0.0.1", 0), Handler)
+        self._server = _Quiet(("127.0.0.1", 0), Handler)
         self.port = self._server.server_port
         self.url = f"http://127.0.0.1:{self.port}/v1"
 
-    def __enter__(self) -> ChatServer:
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """Listen no more."""
-        self._server.shutdown()
-        self._server.server_close()
-
-
-class RawServer:
+class RawServer(_Listening):
     """Answers each request with the next of `replies`, whatever it is, and closes. `with RawServer() as server`."""
 
     def __init__(self) -> None:
@@ -109,23 +119,8 @@ class RawServer:
                     pass
                 self.wfile.write(next(outer.replies, b""))
 
-        class Quiet(ThreadingTCPServer):
-            daemon_threads = True
-            request_queue_size = 128
-
-            def handle_error(self, request: Any, client_address: Any) -> None:
-                pass  # clients that hang up are part of the tests
-
-        self._server = Quiet(("127.0.0.1", 0), Handler)
+        self._server = _Quiet(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def __enter__(self) -> RawServer:
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
-        return self
-
-    def __exit__(self, *problem: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 def free_port() -> int:
