@@ -17,6 +17,7 @@ from vlmamba_eval.adapter import Adapter, RanksContinuations
 from vlmamba_eval.deadline import within
 from vlmamba_eval.images import open_image
 from vlmamba_eval.plan import ImageJobs
+from vlmamba_eval.text import short_message
 from vlmamba_eval.types import (
     DataError,
     Failure,
@@ -39,7 +40,6 @@ AHEAD_IMAGES, AHEAD_BYTES = 1024, 2**29
 """How many prepared pictures wait for the model at most, and their memory."""
 IMAGE_SECONDS = 30.0  # for reading, decoding and preparing one picture; a usual one takes a hundredth of a second
 
-LONGEST_MESSAGE = 1000  # characters of a model's error that are kept
 ANY_TIME = nullcontext()
 
 Ask = Callable[[Sequence[ImageQuestions]], Sequence[Sequence[Generation | Failure]]]
@@ -208,8 +208,7 @@ def halving(ask: Ask, batch: list[ImageQuestions], note: Note) -> list[list[Gene
 
 def _shown(error: Exception) -> str:
     """What an error says, without the rest of a tensor that it may quote."""
-    text = f"{type(error).__name__}: {error}"
-    return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}..."
+    return short_message(f"{type(error).__name__}: {error}")
 
 
 def checked(

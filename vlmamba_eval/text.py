@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+LONGEST_MESSAGE = 1000  # characters; an error may quote a whole tensor, or a header of a server
+
 # Controls (terminal escapes among them), line ends but \n, direction marks, which show text in another order than it
 # has, and halves of surrogate pairs, which no encoding can write.
 _UNSEEN = "\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff"
@@ -20,6 +22,11 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """The same on one line."""
     return re.sub(f"[{_UNSEEN}\n]+", " ", text)
+
+
+def short_message(text: str) -> str:
+    """What another program says, of which only the beginning is kept."""
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}..."
 
 
 def markdown(text: str) -> str:

@@ -31,6 +31,7 @@ from vlmamba_eval.chat.wire import (
     reply_of,
     trouble_of,
 )
+from vlmamba_eval.text import short_message
 from vlmamba_eval.types import Failure, ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -46,7 +47,6 @@ LONGEST_PAUSE = 60.0  # on account of a rate limit that is used up but not yet e
 GONE_AFTER = 3  # requests in a row that ran out of tries, with no answer between them
 AHEAD = 4  # requests under way or answered, for each that the server works on, before the first one's answer is taken
 HIDDEN = "[key]"
-LONGEST_MESSAGE = 1000  # characters; a header that can't be read stands in the HTTP library's error as a whole
 SHORTEST_SECRET = 8  # a shorter key ("EMPTY", "none") is a dummy, and may be a word of an answer
 
 
@@ -267,8 +267,7 @@ class Chat:
 
     def _clean(self, text: str) -> str:
         """A text that may hold a server's words, for a message: on one line, not too long, without the key."""
-        text = "".join(sign if sign.isprintable() else " " for sign in self._without_key(text)).strip()
-        return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}..."
+        return short_message("".join(s if s.isprintable() else " " for s in self._without_key(text)).strip())
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._secret, HIDDEN) if self._secret else text
